@@ -1,0 +1,58 @@
+# Two commands matter: `make plan` (install the base and run the main job) and `make test` (everything checked).
+PYTHON ?= python3
+BASE := .venv
+FULL := .venv-test
+MODEL ?= Qwen/Qwen3-32B
+GOAL ?= --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: plan test lint types contracts tests test-slow benchmark docs lock clean
+
+plan: $(BASE)/installed
+	$(BASE)/bin/nearpeak plan $(MODEL) $(GOAL)
+
+test: lint types contracts tests
+
+lint: $(FULL)/installed
+	$(FULL)/bin/ruff check .
+	$(FULL)/bin/ruff format --check .
+
+types: $(FULL)/installed
+	$(FULL)/bin/mypy
+
+contracts: $(FULL)/installed
+	$(FULL)/bin/lint-imports
+
+tests: $(FULL)/installed
+	$(FULL)/bin/pytest -m "not slow"
+
+test-slow: $(FULL)/installed
+	$(FULL)/bin/pytest -m slow
+
+benchmark: $(FULL)/installed
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/plan_throughput.py
+
+docs: $(FULL)/installed
+	$(FULL)/bin/python tools/write_docs.py
+
+# The base environment: what `pip install nearpeak` brings, at pinned versions. No torch.
+$(BASE)/installed: requirements/base.txt pyproject.toml
+	$(PYTHON) -m venv $(BASE)
+	$(BASE)/bin/pip install --quiet -r requirements/base.txt
+	$(BASE)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
+# The full environment. torch goes first, so that nothing that needs it brings another build of it.
+$(FULL)/installed: requirements/base.txt requirements/test.txt pyproject.toml
+	$(PYTHON) -m venv $(FULL)
+	$(FULL)/bin/pip install --quiet "$$(grep '^torch==' requirements/test.txt)"
+	$(FULL)/bin/pip install --quiet -r requirements/base.txt -r requirements/test.txt
+	$(FULL)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
+# Pin what a fresh resolution of pyproject.toml gives today.
+lock:
+	tools/lock.sh $(PYTHON)
+
+clean:
+	rm -rf $(BASE) $(FULL) build dist

@@ -1,0 +1,54 @@
+"""The command line: four verbs and four catalogues. Here lives what reads arguments and prints; no computing.
+
+Each command's module imports the rooms it needs when it runs, so that ``--help`` starts at once.
+"""
+
+import sys
+
+import click
+
+from nearpeak import __version__
+from nearpeak.cli import apply, catalogues, measurements, plan, predict, prove
+from nearpeak.errors import NearpeakError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="nearpeak")
+def nearpeak() -> None:
+    """How near the hardware's peak is an ML workload, and what brings it nearer.
+
+    \b
+    Example: the best ways to serve a model on up to eight H200 under latency goals
+      nearpeak plan Qwen/Qwen3-32B --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
+    """
+
+
+for _command in (
+    plan.plan,
+    predict.predict,
+    apply.apply,
+    prove.prove,
+    catalogues.models,
+    catalogues.hardware,
+    catalogues.techniques,
+    measurements.measurements,
+):
+    nearpeak.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line; errors that a person can act on end it with one message and their exit code."""
+    try:
+        nearpeak(standalone_mode=False)
+    except NearpeakError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

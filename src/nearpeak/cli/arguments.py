@@ -1,0 +1,97 @@
+"""How arguments are written: ranges of devices, prices, and the options that several commands share."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nearpeak.errors import UsageError
+
+if TYPE_CHECKING:
+    from nearpeak.plan import Fleet
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+PROGRESS_AFTER = 2.0
+"""Seconds after which long work shows its progress."""
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON. Infinities and nan become null: JSON has none."""
+    import json
+    import math
+
+    def plain(v: Any) -> Any:
+        match v:
+            case dict():
+                return {str(k): plain(x) for k, x in v.items()}
+            case list() | tuple():
+                return [plain(x) for x in v]
+            case float() if not math.isfinite(v):
+                return None
+        return v
+
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def fleets(text: str, prices: tuple[str, ...] = ()) -> "list[Fleet]":
+    """Read ``h200:1..8,l40s:4``: devices, and how many of each (a range, a number, or up to a node's worth).
+
+    Raises:
+        UsageError: the text is not of this form, or a price is not ``DEVICE=DOLLARS``.
+        UnknownName: a device is not in the catalogue.
+    """
+    from nearpeak.hardware import Price, device, node_of
+    from nearpeak.plan import Fleet
+
+    own = {}
+    for item in prices:
+        name, _, dollars = item.partition("=")
+        try:
+            own[device(name).name] = Price(float(dollars), "today", "given with --price")
+        except ValueError:
+            raise UsageError(f"price {item!r} is not DEVICE=DOLLARS_PER_HOUR, e.g. h200=2.50") from None
+    found = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"([^:]+)(?::(\d+)(?:\.\.(\d+))?)?", item)
+        if match is None:
+            raise UsageError(f"devices {item!r} are not DEVICE, DEVICE:COUNT or DEVICE:LEAST..MOST, e.g. h200:1..8")
+        node = node_of(match[1])
+        least, most = (1, node.count) if match[2] is None else (int(match[2]), int(match[3] or match[2]))
+        if node.device.name in own:
+            node = replace(node, device=replace(node.device, prices=(own[node.device.name],)))
+        found.append(Fleet(node, least, most))
+    if not found:
+        raise UsageError("no devices given; write e.g. --gpus h200:1..8")
+    return found
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, in all) that shows a bar on a terminal once the work has taken ``PROGRESS_AFTER`` seconds."""
+    import sys
+    import time
+
+    began, bar = time.monotonic(), None
+
+    def update(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            if not sys.stderr.isatty() or time.monotonic() - began < PROGRESS_AFTER:
+                return
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            bar.start()
+            bar.add_task(title, total=total)
+        bar.update(bar.task_ids[0], completed=done, total=total)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.stop()

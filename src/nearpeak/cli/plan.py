@@ -1,0 +1,131 @@
+"""``nearpeak plan``: the best ways to serve a model under a goal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nearpeak.cli.arguments import fleets, json_option, print_json, progress
+from nearpeak.errors import NearpeakError
+
+if TYPE_CHECKING:
+    from nearpeak.plan import Explained, Plans
+
+OBJECTIVES = ("cost", "throughput", "latency", "energy", "carbon")
+
+
+@click.command(short_help="The best hardware, configuration and techniques for a goal.")
+@click.argument("model")
+@click.option("--gpus", required=True, metavar="DEVICE:LEAST..MOST", help="Devices to choose from, comma-separated.")
+@click.option("--isl", type=float, required=True, help="Mean tokens of a prompt.")
+@click.option("--osl", type=float, required=True, help="Mean tokens of an answer.")
+@click.option("--goal", "objective", default="cost", show_default=True, metavar="|".join(OBJECTIVES), help="Objective.")
+@click.option("--ttft", type=float, help="At most this many seconds to the first token.")
+@click.option("--tpot", type=float, help="At most this many seconds per later token.")
+@click.option("--latency", type=float, help="At most this many seconds from request to last token.")
+@click.option("--rate", type=float, help="At least this many requests per second.")
+@click.option("--budget", type=float, help="At most this many dollars per hour.")
+@click.option("--memory", type=float, help="At most this many bytes on a device.")
+@click.option("--accuracy", type=float, help="At least this share of the model's quality kept, e.g. 0.98.")
+@click.option("--engine", "engines", multiple=True, default=("vllm",), show_default=True, help="vllm, sglang, trtllm.")
+@click.option("--technique", "techniques", multiple=True, help="Choose only from these techniques (default: all).")
+@click.option("--price", "prices", multiple=True, metavar="DEVICE=DOLLARS", help="Your own price per device and hour.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Plans to show.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a self-contained page with the plots here.")
+@click.option("--export", "export_to", type=click.Path(path_type=Path), help="Write the best plan's launch files here.")
+@json_option
+def plan(
+    model: str,
+    gpus: str,
+    isl: float,
+    osl: float,
+    objective: Any,
+    engines: tuple[str, ...],
+    techniques: tuple[str, ...],
+    prices: tuple[str, ...],
+    top: int,
+    html: Path | None,
+    export_to: Path | None,
+    as_json: bool,
+    **limits: float | None,
+) -> None:
+    """Rank every way to serve MODEL on the given devices, and say why the best is best.
+
+    MODEL is the id of a bundled config (see `nearpeak models`), or a folder or file with a config.json.
+
+    \b
+    Example:
+      nearpeak plan Qwen/Qwen3-32B --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
+    """
+    from nearpeak.plan import Goal, explained
+    from nearpeak.plan import plan as search
+    from nearpeak.techniques import technique
+    from nearpeak.workload import read
+
+    goal = Goal(objective, **limits)
+    allowed = [technique(name).name for name in techniques] or None
+    architecture = read(model)
+    with progress("pricing") as update:
+        plans = search(architecture, fleets(gpus, prices), goal, isl, osl, engines, allowed, update)
+    best = [explained(c) for c in _shown(plans, top)]
+    if as_json:
+        print_json(_record(plans, best))
+    else:
+        _print(plans, best)
+    if not best:
+        raise NearpeakError("no Setup meets the goal")
+    if html is not None:
+        from nearpeak.report import page, write_page
+
+        write_page(html, page(plans, best, goal))
+    if export_to is not None:
+        from nearpeak.export import launch_files, write
+
+        write(launch_files(best[0]), export_to)
+
+
+def _shown(plans: "Plans", top: int) -> list[Any]:
+    """The best ``top`` candidates, one for each layout, and the best of each structure even where it ranks lower."""
+    shown: list[Any] = []
+    seen = set()
+    for candidate in plans.candidates:
+        setup = candidate.setup
+        per_replica = (setup.engine, setup.node.name, setup.decode.tp, setup.decode.pp, setup.decode.dp,
+                       setup.decode.moe_ep, setup.prefill and setup.prefill.tp,
+                       tuple(t.name for t in candidate.variant.techniques))  # fmt: skip
+        mode = setup.prefill is None
+        if per_replica in seen or (len(shown) >= top and mode in {c.setup.prefill is None for c in shown}):
+            continue
+        seen.add(per_replica)
+        shown.append(candidate)
+    return shown
+
+
+def _record(plans: "Plans", best: "list[Explained]") -> dict[str, Any]:
+    from nearpeak.plan import explained, record
+
+    miss = plans.miss
+    return {
+        "priced": plans.priced,
+        "started": plans.started,
+        "search_seconds": plans.seconds,
+        "plans": [{"rank": i + 1, **record(p)} for i, p in enumerate(best)],
+        "front": [
+            {"tokens_per_second_per_user": p.per_user, "tokens_per_second_per_device": p.per_device, "meets": p.meets,
+             "devices": int(p.candidate.setup.devices), "mode": "agg" if p.candidate.setup.prefill is None else "disagg"}
+            for p in plans.front
+        ],
+        "nearest_miss": None
+        if miss is None
+        else {"binding": miss.binding, "excess": miss.excess, "plan": record(explained(miss.candidate))},
+        "unpriced": list(plans.unpriced),
+    }  # fmt: skip
+
+
+def _print(plans: "Plans", best: "list[Explained]") -> None:
+    from nearpeak.report import print_miss, print_plans
+
+    if best:
+        print_plans(plans, best)
+    elif plans.miss is not None:
+        print_miss(plans.miss)

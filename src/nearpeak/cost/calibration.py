@@ -1,0 +1,139 @@
+"""What real kernels lose to the roofline: a few constants per operator, device, engine and variant, as data.
+
+Each operator's time is ``launch + join(compute / c, traffic / t)`` (the constants of an ``Entry``), times the
+exponential of a *correction*: a sum of tables, piecewise multilinear in the logarithms of the operator's sizes. An
+entry names the device and engine that it was fitted on, or ``"*"`` for one pooled over all of them. The fit is made by
+``tools/fit_calibration.py`` and ships as ``data/calibration.json``.
+"""
+
+from functools import cache
+from importlib.resources import files
+from itertools import product
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.errors import NearpeakError
+
+Array = NDArray[np.float64]
+POOLED = "*"
+"""Stands for every device, engine or variant together."""
+
+
+class Axis(msgspec.Struct, frozen=True):
+    """``count`` equally spaced knots of one coordinate, from ``first`` in steps of ``step``, in octaves."""
+
+    name: str
+    first: float
+    step: float
+    count: int
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Fitted constants of one (device, engine, variant).
+
+    Attributes:
+        gpu, engine, variant: what it was fitted on, ``"*"`` where pooled.
+        launch: seconds that no size changes. compute, traffic: achieved fractions of peak rate and of bandwidth.
+        tables: corrections, one flat table for each of the operator's ``tables``: signed bytes (in base64), times
+            ``scale`` the natural logarithm of the factor on the time.
+        factors: measured over predicted, the 10 % and 90 % quantiles where the whole site was left out of the fit.
+        rows: measurements behind it.
+    """
+
+    gpu: str
+    engine: str
+    variant: str
+    launch: float
+    compute: float
+    traffic: float
+    tables: tuple[bytes, ...]
+    scale: float
+    factors: tuple[float, float]
+    rows: int
+
+
+class OperatorCalibration(msgspec.Struct, frozen=True):
+    """All entries of one operator.
+
+    Attributes:
+        axes: of the corrections' coordinates. tables: which axes each table spans.
+        transferred, datasheet: factors like an entry's, for a device left out of the fit and for no calibration at all.
+        entries: the fits.
+    """
+
+    axes: tuple[Axis, ...]
+    tables: tuple[tuple[int, ...], ...]
+    transferred: tuple[float, float]
+    datasheet: tuple[float, float]
+    entries: tuple[Entry, ...]
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """Every operator's calibration, and where the measurements came from."""
+
+    source: str
+    operators: dict[str, OperatorCalibration]
+
+
+def decode(text: bytes) -> Calibration:
+    """Read and check a calibration.
+
+    Raises:
+        NearpeakError: the text is not a calibration; the message says where.
+    """
+    try:
+        calibration = msgspec.json.decode(text, type=Calibration)
+    except msgspec.MsgspecError as error:
+        raise NearpeakError(f"not a calibration: {error}; make one with tools/fit_calibration.py") from None
+    for name, operator in calibration.operators.items():
+        sizes = [int(np.prod([operator.axes[a].count for a in table])) for table in operator.tables]
+        for entry in operator.entries:
+            if [len(t) for t in entry.tables] != sizes:
+                where = f"{name} on {entry.gpu} under {entry.engine}, {entry.variant}"
+                raise NearpeakError(f"calibration of {where}: tables of {sizes} values expected")
+            if min(entry.compute, entry.traffic, entry.scale, *entry.factors) <= 0 or entry.launch < 0:
+                raise NearpeakError(f"calibration of {name} on {entry.gpu}: constants must be positive")
+    return calibration
+
+
+@cache
+def shipped() -> Calibration:
+    """The calibration that comes with the package."""
+    return decode(files("nearpeak.cost").joinpath("data/calibration.json").read_bytes())
+
+
+def corrections(entry: Entry) -> tuple[Array, ...]:
+    """An entry's tables as natural logarithms, flat."""
+    return tuple(np.frombuffer(table, np.int8) * entry.scale for table in entry.tables)
+
+
+def join(compute: Array, traffic: Array) -> Array:
+    """Two overlapping times in one: the longer, and up to 19 % more where they are equal (a 4-norm)."""
+    compute, traffic = compute * compute, traffic * traffic
+    return np.asarray(np.sqrt(np.sqrt(compute * compute + traffic * traffic)))
+
+
+def corners(
+    axes: tuple[Axis, ...], table: tuple[int, ...], coordinates: tuple[Array, ...]
+) -> list[tuple[NDArray[np.intp], Array]]:
+    """The knots around each point: (flat index in the table, weight), ``2 ** len(table)`` of them.
+
+    Points beyond the outermost knots are moved to them: there the correction stays as it was.
+    """
+    low: list[tuple[NDArray[np.intp], Array]] = []
+    for a in table:
+        axis = axes[a]
+        position = np.clip((coordinates[a] - axis.first) / axis.step, 0.0, axis.count - 1.0)
+        knot = np.minimum(position.astype(np.intp), axis.count - 2)
+        low.append((knot, position - knot))
+    found = []
+    for corner in product((0, 1), repeat=len(table)):
+        index: NDArray[np.intp] = np.zeros((), np.intp)
+        weight: Array = np.ones(())
+        for a, (knot, part), up in zip(table, low, corner, strict=True):
+            index = index * axes[a].count + (knot + up)
+            weight = weight * (part if up else 1.0 - part)
+        found.append((index, weight))
+    return found

@@ -1,0 +1,163 @@
+"""Closed loops: a fixed number of requests in flight, as load generators make them; and tables of such runs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.cost.evidence import evidence, intervals, platform_of
+from nearpeak.cost.serving import Prediction, predict
+from nearpeak.errors import NearpeakError, UsageError
+from nearpeak.formats import FORMATS, code
+from nearpeak.hardware import Node, node_of
+from nearpeak.setup import Pool, Setup
+from nearpeak.workload import Architecture, Experts, read
+
+Array = NDArray[np.float64]
+Table = Mapping[str, NDArray[Any]]
+
+REQUIRED = ("backend", "model", "gpu", "isl", "osl")
+HALVINGS = 16
+"""Of the logarithm of the batch, between 1 and the concurrency: below 0.02 % at 10,000 requests."""
+
+
+def closed_loop(setup: Setup, concurrency: Array) -> Prediction:
+    """The steady state with ``concurrency`` requests in flight over the whole deployment.
+
+    Aggregated, they are the batches of the decode pool. Disaggregated, some wait for or are in prefill: the decode
+    batch is found at which, by Little's law, rate times latency is the concurrency. Where prefill is the bottleneck,
+    the queue before it takes up the rest.
+    """
+    platform = platform_of(setup)
+    pool = setup.decode
+    most = np.maximum(1.0, concurrency / (np.asarray(pool.dp, float) * pool.replicas))
+    if setup.prefill is None:
+        return predict(platform, replace(setup, decode=replace(pool, batch=most)), closed=True)
+    low, high = np.zeros_like(most), np.log(most)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        there = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(middle))))
+        over = (there.load >= 1) | (there.request_rate * there.latency > concurrency)
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    found = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(low))))
+    latency = concurrency / found.request_rate
+    queued = np.maximum(found.ttft, latency - (found.latency - found.ttft))
+    return replace(found, ttft=queued, latency=queued + found.latency - found.ttft)
+
+
+def predict_serving_table(table: Table) -> dict[str, NDArray[Any]]:
+    """Predict every row of a table of closed-loop runs.
+
+    Args:
+        table: columns by name, each ``[rows]``, as in the serving tables; ``ttft`` and ``tpot`` are not read.
+
+    Returns:
+        The table's columns, then ``ttft``, ``tpot``, each with ``_low`` and ``_high`` (seconds, nan where there is no
+        answer), ``evidence``, and ``error``: why a row has no answer, else empty.
+
+    Raises:
+        UsageError: a required column is missing.
+    """
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise UsageError(
+            f"the table has no column {', '.join(missing)}; a serving table has {', '.join(REQUIRED)}, ..."
+        )
+    rows = len(table["model"])
+    out: dict[str, NDArray[Any]] = {n: c for n, c in table.items() if n not in ("ttft", "tpot")}
+    figures = {f"{f}{s}": np.full(rows, np.nan) for f in ("ttft", "tpot") for s in ("", "_low", "_high")}
+    texts = {name: np.full(rows, "", dtype=object) for name in ("evidence", "error")}
+    keys = np.array(
+        [
+            "\t".join(str(table[n][i]) if n in table else "" for n in ("model", "gpu", "backend", "mode"))
+            for i in range(rows)
+        ]
+    )
+    for key in np.unique(keys):
+        at = np.flatnonzero(keys == key)
+        try:
+            _answer(table, at, figures, texts)
+        except NearpeakError as error:
+            texts["error"][at] = str(error)
+    return out | figures | texts
+
+
+def _answer(table: Table, at: NDArray[np.intp], figures: dict[str, Array], texts: dict[str, NDArray[Any]]) -> None:
+    """Answer rows that share model, device, engine and mode."""
+    first = int(at[0])
+    model, node = read(str(table["model"][first])), node_of(str(table["gpu"][first]))
+    lengths = np.array([_number(table, name, at, np.nan) for name in ("isl", "osl")])
+    said = _number(table, "concurrency", at, np.nan)
+    usable = (lengths > 0).all(axis=0) & ~(said <= 0)
+    texts["error"][at[~usable]] = "isl, osl and concurrency must be positive numbers"
+    at, said = at[usable], said[usable]
+    if not len(at):
+        return
+    setup = setup_of(table, at, model, node, str(table["backend"][first]))
+    found = closed_loop(setup, np.where(np.isfinite(said), said, setup.decode.in_flight))
+    rests_on = np.broadcast_to(evidence(platform_of(setup), setup), at.shape)
+    for figure in ("ttft", "tpot"):
+        spread = np.array([intervals(setup.engine, str(kind))[figure] for kind in rests_on])
+        value = np.broadcast_to(getattr(found, figure), at.shape)
+        figures[figure][at] = value
+        figures[f"{figure}_low"][at], figures[f"{figure}_high"][at] = value * spread[:, 0], value * spread[:, 1]
+    texts["evidence"][at] = rests_on
+
+
+def _number(table: Table, name: str, at: NDArray[np.intp], default: float) -> Array:
+    """A column's rows as floats; ``default`` where the column or the value is missing."""
+    if name not in table:
+        return np.full(len(at), default)
+    values = np.array([np.nan if v is None else float(v) for v in table[name][at]], dtype=float)
+    return np.where(np.isfinite(values), values, default)
+
+
+def setup_of(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, engine: str) -> Setup:
+    """The Setup of a table's rows ``at``, which share model, device, engine and mode; arrays ``[len(at)]``."""
+
+    def text(name: str) -> list[str]:
+        column = table.get(name)
+        return ["" if column is None or column[i] is None or column[i] != column[i] else str(column[i]) for i in at]
+
+    said = {"attention": text("gemm_quant_mode"), "ffn": text("gemm_quant_mode"), "experts": text("moe_quant_mode")}
+    precision = text("precision")
+    formats = {
+        part: np.array([_format(model, part, *row) for row in zip(quant, precision, strict=True)])
+        for part, quant in said.items()
+    }
+    mode = (text("mode") or ["agg"])[0]
+    split = mode == "disagg"
+    decode = _pool(table, at, model, "decode_" if split else "")
+    prefill = _pool(table, at, model, "prefill_") if split else None
+    kv = np.full(len(at), code(model.checkpoint.kv))
+    isl, osl = (_number(table, name, at, np.nan) for name in ("isl", "osl"))
+    return Setup(model, node, engine, isl, osl, decode, prefill, kv=kv, **formats)
+
+
+def _format(model: Architecture, part: str, quant: str, precision: str) -> int:
+    """The format of a part: what the row says of it, else its precision, else the checkpoint's own.
+
+    Tables call every 4-bit float format fp4 or nvfp4; a checkpoint that is published in 4 bits runs as it is.
+    """
+    own = str(getattr(model.checkpoint, part))
+    said = quant or precision or own
+    if said in ("fp4", "nvfp4") and FORMATS[code(model.checkpoint.experts)].bits == 4:
+        return code(own)
+    return code(said)
+
+
+def _pool(table: Table, at: NDArray[np.intp], model: Architecture, prefix: str) -> Pool:
+    """The pool of the rows. Missing sizes are one; experts without a split are cut like the rest."""
+    size = {
+        name: np.maximum(1.0, _number(table, f"{prefix}{column}", at, 1.0))
+        for name, column in (
+            ("tp", "tp_size"), ("pp", "pp_size"), ("dp", "attention_dp_size"), ("moe_tp", "moe_tp_size"),
+            ("moe_ep", "moe_ep_size"), ("replicas", "num_workers"), ("batch", "batch_size"),
+        )
+    }  # fmt: skip
+    if any(isinstance(b.ffn, Experts) for b in model.blocks):
+        group = size["tp"] * size["dp"]
+        size["moe_tp"] = np.where(size["moe_tp"] * size["moe_ep"] == 1, group, size["moe_tp"])
+    return Pool(**size)

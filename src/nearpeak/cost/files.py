@@ -1,0 +1,87 @@
+"""Tables in files: CSV and Parquet, read and written by DuckDB. The extension decides which."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.errors import NearpeakError, UsageError
+
+Column = NDArray[Any]
+READERS = {".csv": "read_csv", ".parquet": "read_parquet"}
+WRITERS = {".csv": "format csv, header", ".parquet": "format parquet, compression zstd"}
+
+
+def read_table(path: str | Path) -> dict[str, Column]:
+    """Columns by name, rows in the file's order.
+
+    Text comes as object arrays, None where empty; whole numbers as integers, or as float64 with NaN where some are
+    empty; other numbers as float64, NaN where empty.
+
+    Raises:
+        UsageError: no such file, or its extension is neither .csv nor .parquet.
+        NearpeakError: the file cannot be read as what its extension says.
+    """
+    import duckdb
+
+    source = Path(path)
+    reader = _by_extension(source, READERS)
+    if not source.is_file():
+        raise UsageError(f"no file {str(source)!r}; give a .csv or .parquet file, one row for each thing to predict")
+    with duckdb.connect() as connection:
+        try:
+            found = connection.execute(f"select * from {reader}(?)", [str(source)]).fetchnumpy()
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise NearpeakError(f"{str(source)!r} cannot be read as {source.suffix[1:]}: {reason}") from None
+    return {str(name): _plain(column) for name, column in found.items()}
+
+
+def write_table(path: str | Path, columns: Mapping[str, Column]) -> None:
+    """Write columns of equal length. The file appears whole or not at all.
+
+    Raises:
+        UsageError: the extension is neither .csv nor .parquet.
+        NearpeakError: the file cannot be written.
+    """
+    import duckdb
+
+    target = Path(path)
+    options = _by_extension(target, WRITERS)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with duckdb.connect() as connection:
+        connection.register("predictions", dict(columns))
+        quoted = str(partial).replace("'", "''")
+        try:
+            connection.execute(f"copy (select * from predictions) to '{quoted}' ({options})")
+            os.replace(partial, target)
+        except (duckdb.Error, OSError) as error:
+            raise NearpeakError(f"cannot write {str(target)!r}: {str(error).splitlines()[0]}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _by_extension(path: Path, known: Mapping[str, str]) -> str:
+    try:
+        return known[path.suffix.lower()]
+    except KeyError:
+        raise UsageError(f"{str(path)!r} ends in neither of {', '.join(known)}; rename it or choose one") from None
+
+
+def _plain(column: Any) -> Column:  # noqa: ANN401  (NumPy's masked arrays are not typed)
+    """A column without its mask: None for empty text, NaN for empty numbers."""
+    if not isinstance(column, np.ma.MaskedArray):
+        return np.asarray(column)
+    values: Column = np.asarray(column.data)
+    if values.dtype == object:
+        values = values.copy()
+        values[column.mask] = None
+        return values
+    if not np.any(column.mask):
+        return values
+    if values.dtype.kind == "b":
+        return np.asarray(column.astype(object).filled(None))
+    return np.asarray(column.astype(float).filled(np.nan))

@@ -1,0 +1,147 @@
+"""Time of the token mixers' own kernels (not of their matrices) in a prefill or decode pass, on one device."""
+
+from dataclasses import dataclass
+from functools import singledispatch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.cost.attention import (
+    attention_decode,
+    attention_prefill,
+    linear_attention,
+    mla_decode,
+    mla_prefill,
+)
+from nearpeak.cost.operators import elementwise, gemm, mla_bmm
+from nearpeak.cost.platform import Platform
+from nearpeak.formats import code
+from nearpeak.hardware import Link
+from nearpeak.workload import (
+    Attention,
+    CompressedAttention,
+    Indexer,
+    LatentAttention,
+    LinearAttention,
+    Mixer,
+    attended_tokens,
+)
+
+Array = NDArray[np.float64]
+BF16 = np.asarray(code("bf16"))
+FP8 = np.asarray(code("fp8"))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one device meets in a pass. ``decoding``: one token of each sequence; else whole prompts.
+
+    Attributes (arrays that broadcast):
+        sequences: of one attention replica. context: tokens attended to by a decoding token, or prompt tokens.
+        rows: tokens of one attention replica.
+        tp, dp, moe_tp, moe_ep: the layout of one pipeline stage. attention, ffn, experts, kv: format codes.
+        network, node_devices: the link between nodes, and the devices inside one.
+    """
+
+    decoding: bool
+    sequences: Array
+    context: Array
+    rows: Array
+    tp: Array
+    dp: Array
+    moe_tp: Array
+    moe_ep: Array
+    attention: NDArray[np.intp]
+    ffn: NDArray[np.intp]
+    experts: NDArray[np.intp]
+    kv: NDArray[np.intp]
+    network: Link | None = None
+    node_devices: int = 1
+
+
+@singledispatch
+def kernel(mixer: Mixer, platform: Platform, at: Batch) -> Array:
+    """Seconds of a mixer's kernel on one device."""
+    raise TypeError(type(mixer).__name__)
+
+
+@kernel.register
+def _attention(mixer: Attention, platform: Platform, at: Batch) -> Array:
+    heads, kv_heads = _cut(mixer.heads, at.tp), _cut(mixer.kv_heads, at.tp)
+    span, window = _span(mixer, at)
+    scan = _scan(mixer.indexer, platform, at)
+    if at.decoding:
+        return scan + attention_decode(
+            platform, at.sequences, span, heads, kv_heads, mixer.head_dim, window, at.kv, mixer.v_head_dim
+        )
+    return scan + attention_prefill(
+        platform, at.sequences, span, heads, kv_heads, mixer.head_dim, window, at.kv, BF16, mixer.v_head_dim
+    )
+
+
+@kernel.register
+def _latent(mixer: LatentAttention, platform: Platform, at: Batch) -> Array:
+    heads = _cut(mixer.heads, at.tp)
+    span, window = _span(mixer, at)
+    scan = _scan(mixer.indexer, platform, at)
+    if at.decoding:
+        absorbed = mla_bmm(platform, at.rows, heads, mixer.nope_dim, mixer.v_dim, mixer.kv_rank)
+        return scan + absorbed + mla_decode(platform, at.sequences, span, heads, mixer.kv_rank, mixer.rope_dim, at.kv)
+    dims = mixer.kv_rank, mixer.rope_dim, mixer.nope_dim, mixer.v_dim
+    whole = mla_prefill(platform, at.sequences, at.context, heads, *dims, at.kv)
+    if mixer.indexer is None:
+        return scan + whole
+    # Over the chosen tokens alone attention runs absorbed: one key, whose first part is the value, for all heads.
+    width = mixer.kv_rank + mixer.rope_dim
+    chosen = attention_prefill(
+        platform, at.sequences, at.context, heads, 1.0, width, window, at.kv, BF16, mixer.kv_rank
+    )
+    return scan + np.where(at.context > mixer.indexer.topk, chosen, whole)
+
+
+@kernel.register
+def _compressed(mixer: CompressedAttention, platform: Platform, at: Batch) -> Array:
+    """One vector is key and value of all heads: a latent attention without a rotary part of its own."""
+    heads = _cut(mixer.heads, at.tp)
+    seen = attended_tokens(mixer, at.context if at.decoding else at.context / 2)
+    ratio = mixer.ratio or 1
+    scan = _scan(mixer.indexer, platform, at) / ratio
+    if at.decoding:
+        return scan + mla_decode(platform, at.sequences, seen, heads, mixer.head_dim, 0.0, at.kv)
+    return scan + attention_prefill(
+        platform, at.sequences, at.context, heads, 1.0, mixer.head_dim, seen, at.kv, BF16, mixer.head_dim
+    )
+
+
+@kernel.register
+def _recurrent(mixer: LinearAttention, platform: Platform, at: Batch) -> Array:
+    phase = "generation" if at.decoding else "context"
+    heads, k_heads = _cut(mixer.v_heads, at.tp), _cut(mixer.k_heads, at.tp)
+    return linear_attention(
+        platform, mixer.kind, phase, at.sequences, at.rows, k_heads, mixer.k_dim, heads, mixer.v_dim
+    )
+
+
+def _cut(heads: int, tp: Array) -> Array:
+    """Heads of one device: dealt out, and repeated where there are fewer of them than devices."""
+    return np.maximum(1.0, heads / tp)
+
+
+def _span(mixer: Attention | LatentAttention, at: Batch) -> tuple[Array, Array | int]:
+    """Context and window that the kernel runs over, where an indexer or a chunk keeps less than the window."""
+    window = mixer.window if isinstance(mixer, Attention) else 0
+    chunked = isinstance(mixer, Attention) and mixer.chunked
+    if mixer.indexer is None and not chunked:
+        return at.context, window
+    if at.decoding:
+        return attended_tokens(mixer, at.context), 0
+    return at.context, attended_tokens(mixer, at.context)
+
+
+def _scan(indexer: Indexer | None, platform: Platform, at: Batch) -> Array:
+    """Seconds of an indexer's scores: each query against the small fp8 key of every token before it."""
+    if indexer is None or not indexer.heads:
+        return np.zeros(())
+    if at.decoding:
+        return elementwise(platform, at.rows * at.context * indexer.head_dim)
+    return gemm(platform, at.rows, np.maximum(1.0, at.context / 2), indexer.heads * indexer.head_dim, FP8)

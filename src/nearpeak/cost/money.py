@@ -1,0 +1,56 @@
+"""Energy, money and carbon of a served token, from a prediction's rates and the device's datasheet."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.cost.serving import Prediction
+from nearpeak.hardware import Node
+from nearpeak.setup import Setup
+
+Array = NDArray[np.float64]
+
+GRID_CARBON = 0.445 / 3.6e6
+"""kg CO2e per joule: the world's mean in 2024, 445 g/kWh (IEA, Electricity 2025)."""
+LIFETIME = 4 * 365 * 86400.0
+"""Seconds over which what was emitted to make a device is spread: four years, as servers are written off."""
+IDLE_SHARE = 0.15
+"""Idle over TDP where a device's idle power is not catalogued; H100 and A100 SXM idle at 10 to 18 % of their TDP."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What serving costs. ``power``: watts of all devices and their share of the nodes. Per *output* token: joules,
+    dollars (nan where the device has no catalogued price), kg CO2e (operation and making).
+    """
+
+    power: Array
+    energy: Array
+    dollars: Array
+    carbon: Array
+
+
+def power(node: Node, busy: Array) -> Array:
+    """Watts of one device and its share of the node at utilization ``busy`` in 0..1 (of the busier of compute and memory)."""
+    device = node.device
+    idle = device.idle_power if device.idle_power is not None else IDLE_SHARE * device.tdp
+    return idle + (device.tdp - idle) * np.clip(busy, 0, 1) + node.overhead_power / node.count
+
+
+def costs(setup: Setup, predicted: Prediction, grid_carbon: float = GRID_CARBON) -> Costs:
+    """Costs of every Setup, given its prediction. ``grid_carbon``: kg CO2e per joule of electricity."""
+    device = setup.node.device
+    host_bound = predicted.overhead / (predicted.overhead + predicted.decode.total)
+    waiting = predicted.decode.communication / predicted.decode.total
+    busy = (1 - host_bound) * (1 - waiting / 2)
+    watts = power(setup.node, busy) * predicted.devices
+    tokens = predicted.request_rate * np.asarray(setup.osl, float)
+    price = np.nan if device.price_per_hour is None else device.price_per_hour
+    made = (device.embodied_carbon or 0.0) / LIFETIME * predicted.devices
+    return Costs(
+        power=watts,
+        energy=watts / tokens,
+        dollars=price / 3600 * predicted.devices / tokens,
+        carbon=(watts * grid_carbon + made) / tokens,
+    )

@@ -1,0 +1,239 @@
+"""A device under an engine, with the constants that its operators run by.
+
+Constants are looked up from the particular to the general: this device under this engine; this device under any
+engine; a measured device of the same architecture and memory; all measured devices pooled. What was found says how
+far a prediction can be trusted: *measured*, *transferred* or *datasheet*.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.cost.calibration import POOLED, Array, Calibration, Entry, corners, corrections, join, shipped
+from nearpeak.errors import NearpeakError
+from nearpeak.formats import FORMATS, code
+from nearpeak.hardware import Device, Link, MemoryLevel
+from nearpeak.hardware import device as catalogued
+
+Evidence = Literal["measured", "transferred", "datasheet"]
+BF16 = code("bf16")
+
+UNCALIBRATED = (4e-6, 0.7, 0.75)
+"""Launch seconds and achieved fractions of peak rate and of bandwidth that kernels are assumed to reach where nothing
+like them was measured."""
+UNCALIBRATED_FACTORS = (0.6, 2.2)
+
+SHARED_CACHES = ("L2", "L3", "Infinity Cache")
+"""Names of cache levels that serve a whole device."""
+
+ASSUMED_CACHE = (128 * 2**20, 8.0)
+"""Bytes of a cache that the catalogue does not know, and its bandwidth over main memory's: no more than the largest
+caches of GPUs, and their best ratios, since it only bounds times from below."""
+
+_FALLBACK = {"fp4": "bf16", "fp8": "bf16", "int8": "bf16", "int4": "bf16", "bf16": "fp16", "fp16": "fp32"}
+"""The rate that products run at where a device lacks their own: weights are kept in the narrow format and widened on
+the way in, as Marlin kernels do. Half precision without tensor cores runs at fp32's rate."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operator has to do, in seconds at the datasheet's peaks; arrays that broadcast.
+
+    Attributes:
+        op: the operator's name in the calibration.
+        variant: code of the number formats (see ``variant_name``).
+        compute: at the device's peak rate, whole tiles and waves included.
+        traffic: at its bandwidth.
+        floor: what no kernel can beat.
+        coordinates: logarithms (base 2) of the sizes that corrections depend on, in the order of the operator's axes.
+    """
+
+    op: str
+    variant: NDArray[np.intp]
+    compute: Array
+    traffic: Array
+    floor: Array
+    coordinates: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Constants of one operator by variant: arrays ``[variants]``, tables ``[variants * knots]`` flattened."""
+
+    row: NDArray[np.intp]
+    launch: Array
+    compute: Array
+    traffic: Array
+    tables: tuple[Array, ...]
+    evidence: tuple[Evidence, ...]
+    factors: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A device, the link to its peers, and the engine whose kernels it runs.
+
+    ``engine`` may name one of its kernels: ``sglang/triton``. ``rates`` and ``native`` by format code: peak FLOP/s of
+    products in it, and whether the device multiplies it as it is.
+    """
+
+    device: Device
+    link: Link | None
+    engine: str
+    calibration: Calibration
+    rates: Array
+    native: NDArray[np.bool_]
+    _constants: dict[tuple[str, int], Constants] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def cache(self) -> MemoryLevel | None:
+        """The last-level cache that all units share, None where none is catalogued."""
+        return next((level for level in self.device.memory[1:] if level.name in SHARED_CACHES), None)
+
+    def rate(self, fmt: NDArray[np.intp]) -> Array:
+        """Peak FLOP/s of products in a format."""
+        return np.asarray(self.rates[fmt])
+
+    def streaming(self, size: Array) -> Array:
+        """Seconds to read or write ``size`` bytes once at the datasheet's bandwidth."""
+        return size / self.device.memory_bandwidth
+
+    def fastest(self, size: Array) -> Array:
+        """Seconds that moving ``size`` bytes takes at least: at the cache's bandwidth where they fit in it."""
+        main = self.device.memory_bandwidth
+        cache = self.cache or MemoryLevel("assumed", ASSUMED_CACHE[0], ASSUMED_CACHE[1] * main)
+        return np.asarray(size / np.where(size <= cache.capacity, np.maximum(cache.bandwidth, main), main))
+
+
+def platform(
+    device: Device, link: Link | None, engine: str = "vllm", calibration: Calibration | None = None
+) -> Platform:
+    """Resolve a device under an engine. ``link``: to its peers in a node, None for a device alone.
+
+    Raises:
+        NearpeakError: the datasheet has no rate at which the device multiplies bf16.
+    """
+    rates, native = np.zeros(len(FORMATS)), np.zeros(len(FORMATS), bool)
+    for i, fmt in enumerate(FORMATS):
+        key: str | None = fmt.rate
+        native[i] = key in device.rates
+        while key is not None and key not in device.rates:
+            key = _FALLBACK.get(key)
+        if key is None:
+            raise NearpeakError(f"device {device.name!r} has no rate for {fmt.name}; it has {', '.join(device.rates)}")
+        rates[i] = device.rates[key]
+    return Platform(device, link, engine, calibration or shipped(), rates, native)
+
+
+def variant_name(variant: int) -> str:
+    """The name of a variant in the calibration: the weight's format, or compute+cache formats for attention."""
+    compute, cache = divmod(int(variant), len(FORMATS))
+    return FORMATS[cache].name if compute == 0 else f"{FORMATS[compute - 1].name}+{FORMATS[cache].name}"
+
+
+def pair(compute: NDArray[np.intp], cache: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The variant of attention that multiplies in one format and caches keys and values in another."""
+    return (np.asarray(compute) + 1) * len(FORMATS) + cache
+
+
+def seconds(p: Platform, work: Work) -> Array:
+    """Seconds that the work takes: roofline at achieved fractions, launch, correction; never below the floor."""
+    variant = np.asarray(work.variant)
+    have = constants(p, work.op, tuple(np.unique(variant).tolist()))
+    row = have.row[variant]
+    time = have.launch[row] + join(work.compute / have.compute[row], work.traffic / have.traffic[row])
+    operator = p.calibration.operators.get(work.op)
+    if operator is not None:
+        log: Array = np.zeros(())
+        for spans, table in zip(operator.tables, have.tables, strict=True):
+            base = row * (table.size // have.launch.size)
+            for index, weight in corners(operator.axes, spans, work.coordinates):
+                log = log + weight * table[base + index]
+        time = time * np.exp(log)
+    return np.asarray(np.maximum(time, work.floor))
+
+
+def constants(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
+    """The constants of the variants that are asked for, found once and kept."""
+    key = (op, hash(variants))
+    if key not in p._constants:
+        p._constants[key] = _resolve(p, op, variants)
+    return p._constants[key]
+
+
+def evidence(p: Platform, op: str, fmt: int = BF16) -> Evidence:
+    """What a prediction of this operator and variant rests on."""
+    return constants(p, op, (int(fmt),)).evidence[0]
+
+
+def interval(p: Platform, op: str, fmt: int = BF16) -> tuple[float, float]:
+    """The factors on a prediction between which 80 % of measurements lay."""
+    return constants(p, op, (int(fmt),)).factors[0]
+
+
+def _resolve(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
+    operator = p.calibration.operators.get(op)
+    row = np.zeros(max(variants) + 1, np.intp)
+    row[list(variants)] = np.arange(len(variants))
+    if operator is None:
+        launch, compute, traffic = (np.full(len(variants), c) for c in UNCALIBRATED)
+        kinds: tuple[Evidence, ...] = ("datasheet",) * len(variants)
+        return Constants(row, launch, compute, traffic, (), kinds, (UNCALIBRATED_FACTORS,) * len(variants))
+    found: list[Entry] = []
+    kinds = ()
+    for variant in variants:
+        entry, kind = _lookup(p, operator.entries, variant_name(variant))
+        found.append(entry)
+        kinds += (kind,)
+    factors = {"transferred": operator.transferred, "datasheet": operator.datasheet}
+    return Constants(
+        row,
+        np.array([e.launch for e in found]),
+        np.array([e.compute for e in found]),
+        np.array([e.traffic for e in found]),
+        tuple(np.concatenate(same) for same in zip(*map(corrections, found), strict=True)),
+        kinds,
+        tuple(factors.get(kind, e.factors) for e, kind in zip(found, kinds, strict=True)),
+    )
+
+
+def _lookup(p: Platform, entries: tuple[Entry, ...], variant: str) -> tuple[Entry, Evidence]:
+    known = {(e.gpu, e.engine, e.variant): e for e in entries}
+    for gpu, engine, name in _from_particular_to_general(p, entries, variant):
+        if (entry := known.get((gpu, engine, name))) is not None:
+            if name != variant:
+                return entry, "datasheet"
+            return entry, "transferred" if POOLED in (gpu, engine) or gpu != p.device.name else "measured"
+    launch, compute, traffic = UNCALIBRATED
+    blank = tuple(bytes(len(table)) for table in entries[0].tables)
+    return Entry(POOLED, POOLED, POOLED, launch, compute, traffic, blank, 1.0, UNCALIBRATED_FACTORS, 0), "datasheet"
+
+
+def _from_particular_to_general(
+    p: Platform, entries: tuple[Entry, ...], variant: str
+) -> Iterator[tuple[str, str, str]]:
+    gpus = (p.device.name, *_siblings(p.device, {e.gpu for e in entries}), POOLED)
+    for name in (variant, POOLED):
+        for gpu in gpus:
+            for engine in (p.engine, p.engine.partition("/")[0], POOLED):
+                yield gpu, engine, name
+
+
+def _siblings(device: Device, measured: set[str]) -> list[str]:
+    """Measured devices of the same architecture and kind of main memory, the most alike in peak and bandwidth first."""
+    others = [catalogued(name) for name in measured - {POOLED, device.name}]
+    alike = [d for d in others if _family(d) == _family(device)]
+
+    def distance(other: Device) -> float:
+        peak = np.log(other.rates["bf16"] / device.rates.get("bf16", other.rates["bf16"]))
+        return float(abs(peak) + abs(np.log(other.memory_bandwidth / device.memory_bandwidth)))
+
+    return [d.name for d in sorted(alike, key=distance)]
+
+
+def _family(device: Device) -> tuple[str, str]:
+    """Architecture and kind of main memory, without generations: HBM2e and HBM3 are alike, GDDR7 is not."""
+    return device.architecture.split()[0], device.memory[0].name[:3].upper()

@@ -1,0 +1,190 @@
+"""Time of one engine step: every operator of a prefill or a decode pass through one instance of a pool.
+
+A step is the sum over layers of what each layer's operators take on one device, plus what the devices say to each
+other. Everything broadcasts over the arrays of a Setup: one call prices a million layouts and batches. Steps know
+nothing of queueing; ``serving`` puts them together. The mixers' own kernels are in ``mixers``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.cost.collectives import collective
+from nearpeak.cost.mixers import Batch, kernel
+from nearpeak.cost.operators import elementwise, gemm, moe, sampling
+from nearpeak.cost.platform import Platform
+from nearpeak.formats import code
+from nearpeak.setup import Pool, Setup
+from nearpeak.workload import Architecture, Attention, Block, Dense, Experts, Linear, Mixer, ffn_linears, mixer_linears
+
+Array = NDArray[np.float64]
+BF16 = np.asarray(code("bf16"))
+ACTIVATION = 2.0
+"""Bytes of an activation between operators: engines keep them in 16 bits."""
+NORM_TRAFFIC = 4
+"""Residual-width vectors that a sub-layer's fused add-and-norm moves: reads two, writes two."""
+Collective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
+
+
+def _nothing() -> Array:
+    return np.zeros(())
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one pass by what they are spent on; arrays that broadcast against each other.
+
+    ``matrices``: dense products and the head; ``attention``: the mixers' own kernels; ``experts``: routed expert
+    blocks; ``communication``: collectives and pipeline transfers; ``other``: norms, activations, sampling.
+    """
+
+    matrices: Array = field(default_factory=_nothing)
+    attention: Array = field(default_factory=_nothing)
+    experts: Array = field(default_factory=_nothing)
+    communication: Array = field(default_factory=_nothing)
+    other: Array = field(default_factory=_nothing)
+
+    @property
+    def total(self) -> Array:
+        """Seconds of the whole pass."""
+        return self.matrices + self.attention + self.experts + self.communication + self.other
+
+    def __add__(self, later: "Step") -> "Step":
+        """One pass, then another."""
+        return Step(*(getattr(self, f.name) + getattr(later, f.name) for f in fields(self)))
+
+    def __mul__(self, times: float) -> "Step":
+        """The pass, so many times."""
+        return Step(*(getattr(self, f.name) * times for f in fields(self)))
+
+
+def decode(platform: Platform, setup: Setup, pool: Pool, batch: Array, context: Array) -> Step:
+    """One decode pass: each of ``batch`` requests of an attention replica gets its next token.
+
+    With pipeline stages the batch is split into as many micro-batches, one in each stage; the way of one of them
+    through all the stages is the time between two tokens of a request.
+
+    Args:
+        batch: requests of one attention replica. context: mean tokens in the cache of a request.
+    """
+    sequences = np.maximum(1.0, np.asarray(batch, float) / pool.pp)
+    return _pass(platform, setup, pool, _batch(setup, pool, True, sequences, np.asarray(context, float), sequences))
+
+
+def prefill(platform: Platform, setup: Setup, pool: Pool, prompts: Array, isl: Array) -> Step:
+    """One prefill pass over ``prompts`` whole prompts of ``isl`` tokens in each attention replica."""
+    prompts, isl = np.asarray(prompts, float), np.asarray(isl, float)
+    return _pass(platform, setup, pool, _batch(setup, pool, False, prompts, isl, prompts * isl))
+
+
+def _batch(setup: Setup, pool: Pool, decoding: bool, sequences: Array, context: Array, rows: Array) -> Batch:
+    layout: dict[str, Any] = {name: np.asarray(getattr(pool, name), float) for name in ("tp", "dp", "moe_tp", "moe_ep")}
+    formats: dict[str, Any] = {
+        name: np.asarray(getattr(setup, name), np.intp) for name in ("attention", "ffn", "experts", "kv")
+    }
+    node: dict[str, Any] = {"network": setup.node.network, "node_devices": setup.node.count}
+    return Batch(decoding, sequences, context, rows, **layout, **formats, **node)
+
+
+def _pass(platform: Platform, setup: Setup, pool: Pool, at: Batch) -> Step:
+    model = setup.model
+    step = _ends(platform, model, at)
+    for block in model.blocks:
+        step = step + _block(platform, model.hidden, block, at) * block.count
+    stages = np.asarray(pool.pp, float)
+    hop = _said(platform, at, "send_recv", at.rows * model.hidden * ACTIVATION, np.minimum(stages, 2.0))
+    return step + Step(communication=(stages - 1) * hop)
+
+
+def _block(platform: Platform, hidden: int, block: Block, at: Batch) -> Step:
+    width = at.rows * hidden * ACTIVATION
+    norm = Step(other=elementwise(platform, NORM_TRAFFIC * width))
+    step = Step(matrices=_products(platform, block.linears, at, at.ffn))
+    if block.mixer is not None:
+        # A decoding latent attention absorbs kv_b into query and output; those products are in its kernel.
+        met = [x for x in mixer_linears(block.mixer, hidden) if not (at.decoding and x.name == "kv_b")]
+        step = step + norm + Step(
+            matrices=_products(platform, met, at, at.attention, block.mixer),
+            attention=kernel(block.mixer, platform, at),
+            communication=_said(platform, at, "all_reduce", width, at.tp),
+        )  # fmt: skip
+    if isinstance(block.ffn, Dense):
+        step = step + norm + Step(
+            matrices=_products(platform, ffn_linears(block.ffn, hidden), at, at.ffn),
+            communication=_said(platform, at, "all_reduce", width, at.tp),
+            other=_activation(platform, block.ffn, at),
+        )  # fmt: skip
+    elif isinstance(block.ffn, Experts):
+        step = step + norm + _experts(platform, hidden, block.ffn, at)
+    return step
+
+
+def _products(
+    platform: Platform, linears: Sequence[Linear], at: Batch, fmt: NDArray[np.intp], mixer: Mixer | None = None
+) -> Array:
+    """Seconds of the products of ``rows`` tokens with some matrices, cut as tensor parallelism cuts them.
+
+    ``mixer``: whose matrices they are; keys and values of grouped attention are cut down to one head, then repeated.
+    """
+    seconds = _nothing()
+    for linear in linears:
+        out, inp = np.asarray(float(linear.out)), np.asarray(float(linear.inp))
+        if linear.shard == "column":
+            out = out / at.tp
+        elif linear.shard == "row":
+            inp = inp / at.tp
+        if linear.name == "qkv" and isinstance(mixer, Attention):
+            cached = linear.out - mixer.heads * mixer.head_dim
+            out = out + cached * np.maximum(0.0, 1 / mixer.kv_heads - 1 / at.tp)
+        # Routers stay in 16 bits in every quantized checkpoint.
+        stored = BF16 if linear.name == "router" else fmt
+        seconds = seconds + gemm(platform, at.rows, out, inp / linear.groups, stored)
+    return seconds
+
+
+def _said(platform: Platform, at: Batch, what: Collective, size: Array, ranks: Array) -> Array:
+    """Seconds of a collective: over the node's links, or over the network where the group is larger than a node."""
+    inside = collective(platform, what, size, ranks)
+    if at.network is None or not np.any(ranks > at.node_devices):
+        return inside
+    return np.where(ranks > at.node_devices, collective(platform, what, size, ranks, at.network), inside)
+
+
+def _activation(platform: Platform, ffn: Dense, at: Batch) -> Array:
+    return elementwise(platform, at.rows * ffn.inter / at.tp * (3 if ffn.gated else 2) * ACTIVATION)
+
+
+def _experts(platform: Platform, hidden: int, ffn: Experts, at: Batch) -> Step:
+    """The router, shared experts, routed experts, and moving tokens to and from them.
+
+    With one attention replica every device has every token: the partial sums meet in an all-reduce. With several,
+    tokens are gathered over the group before the experts and scattered back after (all-gather, reduce-scatter).
+    """
+    width = ffn.hidden or hidden
+    tokens = at.rows * at.dp
+    message = tokens * width * ACTIVATION
+    group = at.tp * at.dp
+    said = _said(platform, at, "all_reduce", message, group)
+    if np.any(at.dp > 1):
+        gathered = _said(platform, at, "all_gather", message, group)
+        said = np.where(at.dp > 1, gathered + _said(platform, at, "reduce_scatter", message, group), said)
+    routed = moe(
+        platform, tokens, width, ffn.inter, ffn.topk, ffn.count, at.moe_tp, at.moe_ep, at.experts, gated=ffn.gated
+    )
+    return Step(_products(platform, ffn_linears(ffn, hidden), at, at.ffn), experts=routed, communication=said)
+
+
+def _ends(platform: Platform, model: Architecture, at: Batch) -> Step:
+    """Embedding look-up, final norm, the head over the vocabulary for one row of each sequence, and sampling."""
+    other = elementwise(platform, 3 * at.rows * model.hidden * ACTIVATION)
+    if model.encoder:
+        return Step(other=other)
+    return Step(
+        matrices=gemm(platform, at.sequences, model.vocab / at.tp, model.hidden, BF16)
+        + _products(platform, model.linears, at, at.ffn),
+        communication=_said(platform, at, "all_gather", at.sequences * model.vocab * ACTIVATION, at.tp),
+        other=other + sampling(platform, at.sequences, model.vocab),
+    )

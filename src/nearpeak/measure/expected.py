@@ -1,0 +1,60 @@
+"""What the cost model expects of a run on the machine at hand, before anything of the model runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nearpeak.cost import decode, intervals, ledger, platform_of, prefill, stage_seconds
+from nearpeak.cost.engine import engine
+from nearpeak.errors import UsageError
+from nearpeak.formats import code
+from nearpeak.hardware import Device, Node, link
+from nearpeak.measure.checkpoint import Run
+from nearpeak.measure.measurement import Measurement, Prediction
+from nearpeak.setup import Pool, Setup
+from nearpeak.workload import read
+
+ENGINE = "transformers"
+OPERATORS_PER_LAYER = 46
+"""Operators that an eager Llama layer of transformers 5 issues in a decode step, counted with ``torch.profiler``."""
+
+
+def expected(run: Run, device: Device, rows: Sequence[Measurement]) -> Mapping[str, Prediction]:
+    """Predicted ``ttft`` and ``tpot`` (seconds) and ``memory`` (bytes) of a run.
+
+    Args:
+        device: with the rates and bandwidth that microbenchmarks measured on it (``measured_device``).
+        rows: those microbenchmarks; they also tell what it costs to launch an operator.
+
+    Raises:
+        UsageError: the rows hold no launch.
+    """
+    latencies = [r.figures["latency"].value for r in rows if "latency" in r.figures]
+    if not latencies:
+        raise UsageError("the microbenchmarks hold no launch latency; pass all rows of one run of them")
+    setup = setup_of(run, device)
+    platform = platform_of(setup)
+    host = replace(engine(ENGINE), layer=OPERATORS_PER_LAYER * latencies[0])
+    batch = np.asarray(float(run.batch))
+    first = stage_seconds(setup, host, prefill(platform, setup, setup.decode, batch, np.asarray(float(run.isl))).total)
+    context = np.asarray(run.isl + run.osl / 2)
+    later = stage_seconds(setup, host, decode(platform, setup, setup.decode, batch, context).total)
+    need = ledger(setup, setup.decode)
+    spread = intervals(ENGINE, "datasheet")
+
+    def prediction(value: float, figure: str) -> Prediction:
+        low, high = spread[figure]
+        return Prediction(value, value * low, value * high, "datasheet")
+
+    found = {"ttft": prediction(float(first), "ttft"), "memory": prediction(float(need.used - need.reserved), "memory")}
+    return found if run.osl == 1 else found | {"tpot": prediction(float(later), "tpot")}
+
+
+def setup_of(run: Run, device: Device) -> Setup:
+    """The Setup that a run is: one device, one instance, the whole batch at once."""
+    node = Node(f"this {device.kind}", device.title, device, 1, link("pcie_4_x16"))
+    stored = code(run.dtype)
+    own: dict[str, int] = dict.fromkeys(("attention", "ffn", "experts", "kv"), stored)
+    model = read(str(run.folder))
+    return Setup(model, node, ENGINE, run.isl, run.osl, Pool(batch=run.batch), chunk=run.batch * run.isl, **own)

@@ -1,0 +1,189 @@
+"""Why a plan is what it is: its figures with their evidence, where the time goes, and what would move it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nearpeak.cost import Step, costs, evidence, intervals, platform_of, predict
+from nearpeak.cost.engine import engine
+from nearpeak.formats import FORMATS
+from nearpeak.hardware import Device, Node
+from nearpeak.plan.planner import Candidate
+from nearpeak.setup import Pool, Setup
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A predicted figure: the value, the interval that holds 80 % of measurements, and what it rests on."""
+
+    value: float
+    low: float
+    high: float
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Lever:
+    """What a plan gains if one thing were better: its figures over those of today (below 1 is faster)."""
+
+    name: str
+    ttft: float
+    tpot: float
+    request_rate: float
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A plan in full.
+
+    Attributes:
+        figures: by name; ttft, tpot, latency in seconds, request_rate in 1/s, per-token costs in J, $ and kg CO2e.
+        memory: bytes on a device of each pool, by use.
+        decode, prefill: seconds of a step by what it spends them on, host overhead included.
+        bottleneck: what takes most of the time of a decode step.
+        levers: what would move the plan, most helpful for ``tpot`` first.
+    """
+
+    setup: Setup
+    techniques: tuple[str, ...]
+    quality: float
+    figures: dict[str, Figure]
+    memory: dict[str, dict[str, float]]
+    decode: dict[str, float]
+    prefill: dict[str, float]
+    bottleneck: str
+    levers: tuple[Lever, ...]
+
+
+PARTS = ("matrices", "attention", "experts", "communication", "other")
+
+
+def explain(setup: Setup, techniques: tuple[str, ...] = (), quality: float = 1.0) -> Explained:
+    """Price one configuration again, in full.
+
+    Args:
+        setup: a single configuration (shape ``()``).
+    """
+    platform = platform_of(setup)
+    predicted = predict(platform, setup)
+    bill = costs(setup, predicted)
+    rests_on = str(evidence(platform, setup))
+    spread = intervals(setup.engine, rests_on)
+
+    def figure(value: Any, kind: str, inverse: bool = False) -> Figure:
+        low, high = spread[kind]
+        factors = (1 / high, 1 / low) if inverse else (low, high)
+        return Figure(float(value), float(value) * factors[0], float(value) * factors[1], rests_on)
+
+    figures = {
+        "ttft": figure(predicted.ttft, "ttft"),
+        "tpot": figure(predicted.tpot, "tpot"),
+        "latency": figure(predicted.latency, "latency"),
+        "request_rate": figure(predicted.request_rate, "latency", inverse=True),
+        "tokens_per_second": figure(predicted.request_rate * np.asarray(setup.osl, float), "latency", inverse=True),
+        "tokens_per_second_per_device": figure(
+            predicted.request_rate * np.asarray(setup.osl, float) / predicted.devices, "latency", inverse=True
+        ),
+        "power": figure(bill.power, "power"),
+        "joules_per_token": figure(bill.energy, "latency"),
+        "dollars_per_million_tokens": figure(bill.dollars * 1e6, "latency"),
+        "kg_co2e_per_million_tokens": figure(bill.carbon * 1e6, "latency"),
+    }
+    overhead = float(predicted.overhead)
+    decode = _parts(predicted.decode) | {"engine": overhead}
+    ledgers = {"decode": predicted.memory} | (
+        {"prefill": predicted.prefill_memory} if predicted.prefill_memory is not None else {}
+    )
+    return Explained(
+        setup=setup,
+        techniques=techniques,
+        quality=quality,
+        figures=figures,
+        memory={
+            pool: {
+                name: float(getattr(ledger, name)) for name in ("weights", "kv", "activations", "reserved", "capacity")
+            }
+            for pool, ledger in ledgers.items()
+        },
+        decode=decode,
+        prefill=_parts(predicted.prefill) | {"engine": float(engine(setup.engine).step)},
+        bottleneck=max(decode, key=lambda part: decode[part]),
+        levers=levers(setup),
+    )
+
+
+def explained(candidate: Candidate) -> Explained:
+    """A candidate of the planner in full."""
+    names = tuple(t.name for t in candidate.variant.techniques)
+    return explain(candidate.setup, names, candidate.variant.quality)
+
+
+def _parts(step: Step) -> dict[str, float]:
+    return {name: float(getattr(step, name)) for name in PARTS}
+
+
+def levers(setup: Setup) -> tuple[Lever, ...]:
+    """The figures of a configuration if one resource were twice as good, all else equal."""
+    now = predict(platform_of(setup), setup)
+    node, host = setup.node, engine(setup.engine)
+    device = node.device
+    faster_link = replace(node.scale_up, bandwidth=2 * node.scale_up.bandwidth, latency=node.scale_up.latency / 2)
+    better = {
+        "twice the memory bandwidth": (_with(node, _twice_bandwidth(device)), host),
+        "twice the arithmetic": (_with(node, replace(device, rates={k: 2 * v for k, v in device.rates.items()})), host),
+        "twice the link speed, half its latency": (replace(node, scale_up=faster_link), host),
+        "half the engine overhead": (node, replace(host, step=host.step / 2, sequence=host.sequence / 2)),
+    }
+    found = []
+    for name, (changed, changed_host) in better.items():
+        other = replace(setup, node=changed)
+        then = predict(platform_of(other), other, changed_host)
+        ratios = (float(getattr(then, f)) / float(getattr(now, f)) for f in ("ttft", "tpot", "request_rate"))
+        found.append(Lever(name, *ratios))
+    return tuple(sorted(found, key=lambda lever: lever.tpot))
+
+
+def _with(node: Node, device: Device) -> Node:
+    return replace(node, device=device)
+
+
+def _twice_bandwidth(device: Device) -> Device:
+    main = device.memory[0]
+    return replace(device, memory=(replace(main, bandwidth=2 * main.bandwidth), *device.memory[1:]))
+
+
+def record(plan: Explained) -> dict[str, Any]:
+    """A plan as plain JSON values."""
+    setup = plan.setup
+    return {
+        "model": setup.model.name,
+        "engine": setup.engine,
+        "device": setup.node.device.name,
+        "node": setup.node.name,
+        "devices": int(setup.devices),
+        "mode": "agg" if setup.prefill is None else "disagg",
+        "isl": float(np.asarray(setup.isl)),
+        "osl": float(np.asarray(setup.osl)),
+        "formats": formats(setup),
+        "chunk": int(np.asarray(setup.chunk)),
+        "decode": _pool(setup.decode),
+        "prefill": None if setup.prefill is None else _pool(setup.prefill),
+        "techniques": list(plan.techniques),
+        "quality": plan.quality,
+        "figures": {name: vars(f) for name, f in plan.figures.items()},
+        "memory": plan.memory,
+        "decode_step": plan.decode,
+        "prefill_step": plan.prefill,
+        "bottleneck": plan.bottleneck,
+        "levers": [vars(lever) for lever in plan.levers],
+    }
+
+
+def formats(setup: Setup) -> dict[str, str]:
+    """The number formats of a single configuration, by part."""
+    return {part: FORMATS[int(np.asarray(getattr(setup, part)))].name for part in ("attention", "ffn", "experts", "kv")}
+
+
+def _pool(pool: Pool) -> dict[str, int]:
+    return {name: int(a) for name, a in pool.arrays().items()}

@@ -1,0 +1,283 @@
+"""The planner: prices every Setup in the space and keeps the best, the Pareto front, and the nearest miss.
+
+For each device, engine and structure (aggregated, disaggregated) the space is a dense block of arrays
+``[prefill layouts, decode layouts, variants, batches]``, priced slice by slice, each slice small enough for the
+processor's cache. Nothing is sampled: what the space holds is what is priced.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.cost import Platform, Prediction, costs, largest_batch, platform_of, predict
+from nearpeak.errors import NearpeakError, UsageError
+from nearpeak.formats import code
+from nearpeak.hardware import Node
+from nearpeak.plan import space
+from nearpeak.plan.goal import Goal, excess, score
+from nearpeak.plan.space import Fleet, Variant
+from nearpeak.setup import Pool, Setup
+from nearpeak.workload import Architecture
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+SLICE = 1 << 15
+"""Setups priced in one call: their intermediate arrays (256 kB each) stay in the processor's second-level cache."""
+MOST_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One Setup that was priced, the techniques in it, and what the goal makes of it (less is better)."""
+
+    score: float
+    setup: Setup
+    variant: Variant
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the trade-off: output tokens/s that each user sees, and that each device makes.
+
+    ``meets``: whether every limit of the goal holds.
+    """
+
+    per_user: float
+    per_device: float
+    meets: bool
+    candidate: Candidate
+
+
+@dataclass(frozen=True)
+class Miss:
+    """The Setup that comes nearest to a goal nothing meets, and each limit's value over what it allows."""
+
+    candidate: Candidate
+    excess: dict[str, float]
+
+    @property
+    def binding(self) -> str:
+        """The limit that is exceeded most."""
+        return max(self.excess, key=lambda name: self.excess[name])
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The answer.
+
+    Attributes:
+        candidates: of every layout and choice of techniques the best batch, from best to worst.
+        front: the Pareto front of speed for a user against throughput of a device, from slow to fast.
+        priced: distinct Setups priced. started: of those, how many fit in memory and have a steady state.
+        seconds: processor seconds of the search.
+        miss: the nearest miss where nothing meets the goal.
+        unpriced: devices left out because the goal is money and no price is known.
+    """
+
+    candidates: tuple[Candidate, ...]
+    front: tuple[Point, ...]
+    priced: int
+    started: int
+    seconds: float
+    miss: Miss | None
+    unpriced: tuple[str, ...]
+
+
+@dataclass
+class _Seen:
+    """What the search has found so far."""
+
+    priced: int = 0
+    started: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    miss: Miss | None = None
+    unpriced: set[str] = field(default_factory=set)
+
+
+def plan(
+    model: Architecture,
+    fleets: Sequence[Fleet],
+    goal: Goal,
+    isl: float,
+    osl: float,
+    engines: Sequence[str] = ("vllm",),
+    techniques: Iterable[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plans:
+    """The best Setups for serving ``model`` to requests of ``isl`` prompt and ``osl`` answer tokens.
+
+    Args:
+        techniques: names to choose from; all registered ones if None.
+        progress: called with the blocks done and the blocks in all.
+
+    Raises:
+        UsageError: lengths that are not positive or beyond the model's context.
+        NearpeakError: nothing fits in memory, or no price is known for any device and the goal is money.
+    """
+    _check_lengths(model, isl, osl)
+    began = time.process_time()
+    seen = _Seen()
+    spaces = [(fleet, engine) for fleet in fleets for engine in engines]
+    for done, (fleet, engine) in enumerate(spaces):
+        base = base_setup(model, fleet.node, engine, isl, osl)
+        platform = platform_of(base)
+        for kept, block in _blocks(base, fleet, goal, techniques):
+            _price(seen, platform, goal, fleet, kept, block)
+        if progress:
+            progress(done + 1, len(spaces))
+    if seen.started == 0:
+        raise NearpeakError(_nothing_fits(model, fleets))
+    if len(seen.unpriced) == len({f.node.device.name for f in fleets}):
+        names = ", ".join(sorted(seen.unpriced))
+        raise NearpeakError(f"no price is catalogued for {names}; give one with --price {names.split(',')[0]}=DOLLARS")
+    candidates = sorted(seen.candidates, key=lambda c: (c.score, int(c.setup.devices), -c.variant.quality))
+    return Plans(
+        candidates=tuple(candidates),
+        front=_skyline(seen.points),
+        priced=seen.priced,
+        started=seen.started,
+        seconds=time.process_time() - began,
+        miss=None if candidates else seen.miss,
+        unpriced=tuple(sorted(seen.unpriced)),
+    )
+
+
+def base_setup(model: Architecture, node: Node, engine: str, isl: float, osl: float) -> Setup:
+    """The model as its checkpoint stores it, on one device, one request at a time."""
+    held = model.checkpoint
+    formats: dict[str, Any] = {part: code(getattr(held, part)) for part in ("attention", "ffn", "experts", "kv")}
+    return Setup(model, node, engine, isl, osl, Pool(), **formats)
+
+
+def _check_lengths(model: Architecture, isl: float, osl: float) -> None:
+    for name, value in (("isl", isl), ("osl", osl)):
+        if not value >= 1:
+            raise UsageError(f"{name} {value:g} is no length; give at least 1 token")
+    if isl + osl > model.context:
+        raise UsageError(
+            f"isl {isl:g} + osl {osl:g} tokens exceed the {model.context} that {model.name} was made for; shorten them"
+        )
+
+
+def _nothing_fits(model: Architecture, fleets: Sequence[Fleet]) -> str:
+    asked = ", ".join(
+        f"{f.most} x {f.node.device.title} ({f.node.device.memory_capacity / 1e9:.0f} GB)" for f in fleets
+    )
+    return (
+        f"{model.name} fits in no layout of {asked}, not even for one request: give more devices, devices with more "
+        "memory, shorter prompts, or allow techniques that store weights in fewer bits"
+    )
+
+
+def _blocks(
+    base: Setup, fleet: Fleet, goal: Goal, allowed: Iterable[str] | None
+) -> Iterator[tuple[list[Variant], Setup]]:
+    """Slices of the space: Setups of shape ``[prefill layouts, decode layouts, variants, batches]``."""
+    variants = [v for v in space.variants(base, allowed) if v.quality >= (goal.accuracy or 0.0)]
+    rows = space.replicated(space.layouts(base.model, fleet.node, base.engine, fleet.most), fleet.most)
+    for split in (False, True):
+        kept = [v for v in variants if (v.setup.prefill is not None) == split]
+        usable = space.picked(rows, rows.devices < fleet.most) if split else rows
+        if not kept or not len(usable.devices):
+            continue
+        first = space.reshaped(usable, (-1, 1, 1, 1)) if split else None
+        stacked = _stacked(kept)
+        # What not even one request's cache leaves room for is not worth a column of batches.
+        most = largest_batch(stacked, space.reshaped(usable, (-1, 1, 1)))
+        batch = space.batches(int(min(MOST_BATCH, most.max())))
+        each = len(kept) * len(batch) * (len(usable.devices) if split else 1)
+        step = max(1, SLICE // each)
+        for at in range(0, len(usable.devices), step):
+            pool = space.reshaped(space.picked(usable, slice(at, at + step)), (1, -1, 1, 1))
+            yield kept, replace(stacked, decode=replace(pool, batch=batch), prefill=first)
+
+
+def _stacked(variants: list[Variant]) -> Setup:
+    """One Setup whose own fields hold every variant's, shape ``[variants, 1]`` where they differ."""
+    setups = [v.setup for v in variants]
+    columns = {name: np.array([[s.arrays()[name]] for s in setups]) for name in setups[0].arrays()}
+    differing: dict[str, Any] = {n: a if (a != a.flat[0]).any() else a.flat[0] for n, a in columns.items()}
+    return replace(setups[0], **differing)
+
+
+def _price(seen: _Seen, platform: Platform, goal: Goal, fleet: Fleet, variants: list[Variant], block: Setup) -> None:
+    """Price a block; keep the best batch of each layout and variant, the trade-off, and the nearest miss."""
+    predicted = predict(platform, block)
+    bill = costs(block, predicted)
+    shape = block.shape
+    allowed = np.broadcast_to((block.devices >= fleet.least) & (block.devices <= fleet.most), shape)
+    seen.priced += int(allowed.sum())
+    starts = allowed & predicted.fits
+    seen.started += int(starts.sum())
+    if not starts.any():
+        return
+    value = np.broadcast_to(score(goal, predicted, bill, np.asarray(block.osl, float)), shape)
+    if np.isnan(value).all():
+        seen.unpriced.add(block.node.device.name)
+        return
+    over = excess(goal, predicted, block.node.device.price_per_hour or np.nan)
+    worst = np.broadcast_to(np.maximum.reduce(np.broadcast_arrays(0.0, *over.values())), shape)
+    meets = starts & (worst <= 1)
+
+    def candidate(index: tuple[int, ...]) -> Candidate:
+        return Candidate(float(value[index]), block.at(index), variants[index[2]])
+
+    _keep_points(seen, predicted, block, starts & _within(over, shape), meets, candidate)
+    if meets.any():
+        masked = np.where(meets, value, np.inf)
+        best = masked.argmin(axis=-1)
+        reached = np.take_along_axis(masked, best[..., None], -1)[..., 0]
+        for index in map(tuple, np.argwhere(np.isfinite(reached)).tolist()):
+            seen.candidates.append(candidate((*index, int(best[index]))))
+    elif not seen.candidates:
+        nearest = np.unravel_index(int(np.where(starts, worst, np.inf).argmin()), shape)
+        index = tuple(int(i) for i in nearest)
+        if seen.miss is None or worst[index] < max(seen.miss.excess.values()):
+            exceeded = {name: float(np.broadcast_to(a, shape)[index]) for name, a in over.items()}
+            seen.miss = Miss(candidate(index), exceeded)
+
+
+def _within(over: dict[str, Array], shape: tuple[int, ...]) -> Mask:
+    """Where every limit holds but those on speed, which the trade-off itself shows."""
+    others = [a <= 1 for name, a in over.items() if name not in ("tpot", "latency")]
+    return np.broadcast_to(np.logical_and.reduce(np.broadcast_arrays(True, *others)), shape)
+
+
+def _keep_points(
+    seen: _Seen,
+    predicted: Prediction,
+    block: Setup,
+    keep: Mask,
+    meets: Mask,
+    candidate: Callable[[tuple[int, ...]], Candidate],
+) -> None:
+    """Add the block's own Pareto front to the points."""
+    if not keep.any():
+        return
+    shape = block.shape
+    flat = np.flatnonzero(keep)
+    per_device = predicted.request_rate * np.asarray(block.osl, float) / predicted.devices
+    speed = np.broadcast_to(1 / predicted.tpot, shape).ravel()[flat]
+    made = np.broadcast_to(per_device, shape).ravel()[flat]
+    for i in _undominated(speed, made):
+        index = tuple(int(j) for j in np.unravel_index(flat[i], shape))
+        seen.points.append(Point(float(speed[i]), float(made[i]), bool(meets[index]), candidate(index)))
+
+
+def _undominated(x: Array, y: Array) -> NDArray[np.intp]:
+    """Indices of the points that no other point beats in both ``x`` and ``y``, by growing ``x``."""
+    order = np.lexsort((-y, -x))
+    ahead = np.concatenate(([-np.inf], np.maximum.accumulate(y[order])[:-1]))
+    return order[y[order] > ahead][::-1]
+
+
+def _skyline(points: list[Point]) -> tuple[Point, ...]:
+    if not points:
+        return ()
+    best = _undominated(np.array([p.per_user for p in points]), np.array([p.per_device for p in points]))
+    return tuple(points[i] for i in best)

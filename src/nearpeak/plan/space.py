@@ -1,0 +1,114 @@
+"""Which Setups there are: layouts of the devices, formats by technique, batches. Arrays, ready to be priced at once."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearpeak.errors import UsageError
+from nearpeak.hardware import Node
+from nearpeak.setup import Pool, Setup
+from nearpeak.techniques import Technique, techniques
+from nearpeak.workload import Architecture, Attention, Dense, Experts, LatentAttention
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Devices to choose from: between ``least`` and ``most`` of one node's device."""
+
+    node: Node
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise UsageError(f"{self.least}..{self.most} devices of {self.node.device.name}: give least..most, from 1")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A Setup with some techniques, and what they leave of the model's quality (the interval's low end)."""
+
+    setup: Setup
+    techniques: tuple[Technique, ...]
+    quality: float
+
+
+def variants(base: Setup, allowed: Iterable[str] | None = None) -> list[Variant]:
+    """``base`` with every combination of applicable techniques, at most one of a slot, the plain one first.
+
+    Args:
+        allowed: names to choose from; all registered ones if None.
+    """
+    chosen = [t for t in techniques().values() if allowed is None or t.name in set(allowed)]
+    usable = [t for t in chosen if t.needs(base) is None]
+    slots: dict[str, list[Technique | None]] = {}
+    for technique in usable:
+        slots.setdefault(technique.slot, [None]).append(technique)
+    found = []
+    for combination in product(*slots.values()):
+        used = tuple(t for t in combination if t is not None)
+        setup, quality = base, 1.0
+        for technique in used:
+            setup = technique.effect(setup)
+            quality *= technique.quality.low
+        found.append(Variant(setup, used, quality))
+    return found
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+
+
+def layouts(model: Architecture, node: Node, engine: str, most: int) -> Pool:
+    """Every way to lay one instance out on at most ``most`` devices, as a Pool of arrays ``[layouts]``.
+
+    ``tp`` stays inside a node and divides the heads; ``dp`` (attention replicas around shared experts) is for
+    mixtures of experts; experts are cut (``moe_tp``) or spread (``moe_ep``), as the engine's switches allow.
+    """
+    heads = [b.mixer.heads for b in model.blocks if isinstance(b.mixer, Attention | LatentAttention)]
+    experts = [b.ffn for b in model.blocks if isinstance(b.ffn, Experts)]
+    widths = [b.ffn.inter for b in model.blocks if isinstance(b.ffn, Dense)]
+    rows = []
+    for tp, pp, dp in product(_powers(min(most, node.count)), _powers(min(most, model.layers)), _powers(most)):
+        group = tp * dp
+        if group * pp > most or any(h % tp for h in heads) or any(w % tp for w in widths):
+            continue
+        if not experts:
+            if dp == 1:
+                rows.append((tp, pp, 1, 1, 1))
+            continue
+        for ep in _powers(group):
+            cut = group // ep
+            whole = ep in (1, group) or engine == "trtllm"
+            if whole and all(e.count % ep == 0 and e.inter % cut == 0 for e in experts):
+                rows.append((tp, pp, dp, cut, ep))
+    tp, pp, dp, moe_tp, moe_ep = np.array(rows, dtype=np.int64).T
+    return Pool(tp=tp, pp=pp, dp=dp, moe_tp=moe_tp, moe_ep=moe_ep)
+
+
+def replicated(pool: Pool, most: int) -> Pool:
+    """Every layout in every number of replicas that ``most`` devices hold, as one flat Pool ``[layouts x replicas]``."""
+    times = most // pool.instance_devices
+    replicas = np.concatenate([np.arange(1, t + 1) for t in times])
+    return replace(picked(pool, np.repeat(np.arange(len(times)), times)), replicas=replicas)
+
+
+def picked(pool: Pool, rows: slice | NDArray[np.generic]) -> Pool:
+    """The pool with only these rows of its array fields."""
+    return Pool(**{name: a[rows] if a.ndim else a for name, a in pool.arrays().items()})
+
+
+def batches(most: int) -> Ints:
+    """Batch sizes worth pricing up to ``most``: every one to 64, then in steps of about 2 %."""
+    steps = np.unique(np.concatenate([np.arange(1, 65), np.geomspace(64, 4096, 210).astype(np.int64)]))
+    return steps[steps <= max(most, 1)]
+
+
+def reshaped(pool: Pool, shape: Sequence[int]) -> Pool:
+    """The pool with its array fields in another shape."""
+    return Pool(**{name: a.reshape(shape) if a.ndim else a for name, a in pool.arrays().items()})

@@ -1,0 +1,64 @@
+"""What people read: tables on a terminal, a page with plots, and rows about what is in the catalogues.
+
+Here lives all formatting of figures (``format``). Nothing is computed here that a plan does not hold, but for the
+places of a plan's operators under the roofline. Names are loaded when they are used, so that importing the room costs
+nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nearpeak.report.catalogue import (
+        device_record,
+        device_row,
+        model_record,
+        model_row,
+        technique_record,
+        technique_row,
+    )
+    from nearpeak.report.html import page, write_page
+    from nearpeak.report.printing import print_miss, print_plans, print_prediction, print_record, print_table
+    from nearpeak.report.roofline import roofline
+    from nearpeak.report.tables import front_table, miss_text, plans_table, predict_table, table, why
+
+__all__ = [
+    "device_record",
+    "device_row",
+    "front_table",
+    "miss_text",
+    "model_record",
+    "model_row",
+    "page",
+    "plans_table",
+    "predict_table",
+    "print_miss",
+    "print_plans",
+    "print_prediction",
+    "print_record",
+    "print_table",
+    "roofline",
+    "table",
+    "technique_record",
+    "technique_row",
+    "why",
+    "write_page",
+]
+
+_ROOM = {
+    "catalogue": ("device_record", "device_row", "model_record", "model_row", "technique_record", "technique_row"),
+    "html": ("page", "write_page"),
+    "printing": ("print_miss", "print_plans", "print_prediction", "print_record", "print_table"),
+    "tables": ("front_table", "miss_text", "plans_table", "predict_table", "table", "why"),
+}
+_HOMES = {name: module for module, names in _ROOM.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (what a module holds is of any type)
+    from importlib import import_module
+
+    if name == "roofline":  # a function that is named like its module, which would otherwise take its place
+        found = globals()[name] = import_module(f"{__name__}.roofline").roofline
+        return found
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,72 @@
+"""What commands print: on a terminal as wide as it is, elsewhere as plain text of 120 columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nearpeak.report import format as write
+from nearpeak.report import tables
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nearpeak.plan import Explained, Miss, Plans
+
+PLAIN_WIDTH = 120
+
+
+def console() -> "Console":
+    """Where commands print."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def print_plans(plans: "Plans", best: "Sequence[Explained]") -> None:
+    """Print ranked plans, and why the best is best."""
+    out = console()
+    out.print(tables.plans_table(plans, best))
+    out.print("\n[bold]Why the first[/bold]")
+    out.print(tables.why(best[0]))
+
+
+def print_miss(miss: "Miss") -> None:
+    """Print what comes nearest to a goal that nothing meets."""
+    console().print(tables.miss_text(miss))
+
+
+def print_prediction(plan: "Explained") -> None:
+    """Print every figure of one configuration, and where they come from."""
+    out = console()
+    out.print(tables.predict_table(plan))
+    out.print(tables.why(plan))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Print rows as a table."""
+    console().print(tables.table(rows, columns))
+
+
+def print_record(record: Mapping[str, Any]) -> None:
+    """Print one thing in full, a line for each key; what lies inside is indented."""
+    from rich.text import Text
+
+    console().print(Text("\n".join(_lines(record, 0))))
+
+
+def _lines(record: Mapping[str, Any], depth: int) -> list[str]:
+    wide = max((len(write.title(name)) for name in record), default=0)
+    lines = []
+    for name, given in record.items():
+        label = f"{'  ' * depth}{write.title(name):{wide}}"
+        if isinstance(given, Mapping) and given:
+            lines += [label.rstrip(), *_lines(given, depth + 1)]
+        elif isinstance(given, list | tuple) and given and isinstance(given[0], Mapping):
+            lines.append(label.rstrip())
+            for item in given:
+                first, *rest = _lines(item, depth + 2)
+                lines += [f"{'  ' * depth}  - {first.lstrip()}", *rest]
+        else:
+            text = ", ".join(map(str, given)) if isinstance(given, list | tuple) else write.value(name, given)
+            lines.append(f"{label}  {text or write.UNKNOWN}")
+    return lines

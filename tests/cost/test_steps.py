@@ -1,0 +1,93 @@
+"""Steps and memory of served models, against closed forms and physics."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nearpeak.cost import decode, ledger, platform_of, prefill
+from nearpeak.cost.memory import kv_bytes, largest_batch, weight_bytes
+from nearpeak.formats import code
+from nearpeak.hardware import node_of
+from nearpeak.plan import base_setup
+from nearpeak.setup import Pool
+from nearpeak.workload import parameters, read
+
+DENSE = base_setup(read("meta-llama/Meta-Llama-3.1-8B"), node_of("h100"), "vllm", 1000, 200)
+SPARSE = base_setup(read("Qwen/Qwen3-235B-A22B"), node_of("h200"), "vllm", 1000, 200)
+
+
+def test_decoding_one_request_takes_at_least_one_reading_of_the_weights():
+    step = decode(platform_of(DENSE), DENSE, DENSE.decode, np.asarray(1.0), np.asarray(1000.0))
+    count = parameters(DENSE.model)
+    reading = 2 * (count.total - count.embedding) / DENSE.node.device.memory_bandwidth
+    assert reading < float(step.total) < 2 * reading
+
+
+def test_prefill_takes_at_least_its_arithmetic():
+    isl = 4096.0
+    step = prefill(platform_of(DENSE), DENSE, DENSE.decode, np.asarray(1.0), np.asarray(isl))
+    flops = 2 * (parameters(DENSE.model).active - DENSE.model.vocab * DENSE.model.hidden) * isl
+    assert float(step.total) > flops / DENSE.node.device.rates["bf16"]
+
+
+def test_a_step_of_arrays_is_the_steps_of_their_elements():
+    platform = platform_of(SPARSE)
+    pool = Pool(tp=np.array([4, 8, 2]), dp=np.array([1, 1, 4]), moe_tp=np.array([4, 1, 1]), moe_ep=np.array([1, 8, 8]))
+    batch, context = np.array([1.0, 16.0, 128.0]), np.array([500.0, 1000.0, 8000.0])
+    together = decode(platform, SPARSE, pool, batch, context).total
+    alone = [
+        float(decode(platform, SPARSE, Pool(**{n: int(a[i]) if a.ndim else int(a) for n, a in pool.arrays().items()}),
+                     batch[i], context[i]).total)
+        for i in range(3)
+    ]  # fmt: skip
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize("setup", [DENSE, SPARSE], ids=["dense", "sparse"])
+def test_more_requests_and_longer_contexts_never_take_less(setup):
+    platform, pool = platform_of(setup), replace(setup.decode, tp=4, moe_tp=4)
+    batch = np.array([[1.0], [8.0], [64.0], [512.0]])
+    context = np.array([128.0, 1024.0, 8192.0, 32768.0])
+    total = decode(platform, setup, pool, batch, context).total
+    assert (np.diff(total, axis=0) > 0).all()
+    assert (np.diff(total, axis=1) >= 0).all()
+
+
+def test_one_device_says_nothing():
+    step = decode(platform_of(DENSE), DENSE, DENSE.decode, np.asarray(8.0), np.asarray(1000.0))
+    assert float(step.communication) == 0
+
+
+def test_weights_on_one_device_are_the_checkpoint():
+    count = parameters(DENSE.model)
+    assert weight_bytes(DENSE, DENSE.decode) == pytest.approx(2 * count.total, rel=1e-3)
+    four = replace(DENSE, attention=code("int4_wo"), ffn=code("int4_wo"))
+    linears = count.attention + count.ffn
+    expected = linears * 4.125 / 8 + 2 * (count.total - linears)
+    assert weight_bytes(four, four.decode) == pytest.approx(expected, rel=1e-3)
+
+
+def test_experts_spread_over_devices_and_the_rest_is_cut_by_tp():
+    count = parameters(SPARSE.model)
+    whole = weight_bytes(SPARSE, Pool())
+    spread = weight_bytes(SPARSE, Pool(tp=8, moe_ep=8))
+    assert whole == pytest.approx(2 * count.total, rel=1e-3)
+    assert spread > 2 * count.experts / 8
+    assert spread < whole / 7
+
+
+def test_the_cache_of_a_token_follows_the_published_shape():
+    # Llama 3.1 8B: 32 layers of 8 heads of 128 for keys and as many for values, in 16 bits.
+    assert kv_bytes(DENSE, Pool(), np.asarray(1.0)) == 32 * 2 * 8 * 128 * 2
+    # Beyond 8 devices the heads are repeated, not cut.
+    assert kv_bytes(DENSE, Pool(tp=16), np.asarray(1.0)) == 32 * 2 * 1 * 128 * 2
+    # DeepSeek-V3: one latent vector of 512 + 64 per layer, on every device.
+    v3 = base_setup(read("deepseek-ai/DeepSeek-V3"), node_of("h200"), "vllm", 1000, 200)
+    assert kv_bytes(replace(v3, kv=code("bf16")), Pool(tp=8), np.asarray(1.0)) == 61 * 576 * 2
+
+
+def test_the_largest_batch_fits_and_one_more_does_not():
+    most = int(largest_batch(DENSE, DENSE.decode))
+    fits = ledger(DENSE, replace(DENSE.decode, batch=np.array([most - 1, most + 1]))).fits
+    assert fits.tolist() == [True, False]

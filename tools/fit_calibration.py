@@ -1,0 +1,453 @@
+"""Fit ``src/nearpeak/cost/data/calibration.json`` to measured operators, and say how good it is.
+
+    python tools/fit_calibration.py MEASUREMENTS/operators [--write] [--only gemm,moe]
+
+Every (device, engine, variant) gets three constants (launch, achieved fractions of peak and bandwidth), by robust least
+squares on the logarithm of the time, and correction tables by penalized least squares on what is left. The same is
+fitted to all engines of a device, to all devices under an engine, and to everything, for devices never measured.
+
+The report gives median absolute percentage errors: in sample; with whole sites left out (one (n, k) of a product, one
+family of heads or of experts; five folds); with a whole device left out; and of a roofline with two constants.
+"""
+
+import argparse
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import least_squares
+
+from nearpeak.cost.calibration import (
+    POOLED,
+    Axis,
+    Calibration,
+    Entry,
+    OperatorCalibration,
+    corners,
+    decode,
+    join,
+)
+from nearpeak.cost.files import read_table
+from nearpeak.cost.platform import UNCALIBRATED, variant_name
+from nearpeak.cost.tables import READINGS, groups, platform_named
+
+Array = NDArray[np.float64]
+Column = NDArray[Any]
+TARGET = Path(__file__).parents[1] / "src/nearpeak/cost/data/calibration.json"
+SOURCE = "operators as serving engines run them on A100, H100, B200 and RTX PRO 6000 (AIConfigurator, Apache-2.0)"
+FOLDS = 5
+ENOUGH = 60
+"""Rows below which a (device, engine, variant) gets no entry of its own."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The corrections of an operator: axes of its coordinates, what each table spans, how stiff the tables are."""
+
+    axes: tuple[Axis, ...]
+    tables: tuple[tuple[int, ...], ...]
+    smoothness: float = 1.0
+    ridge: float = 0.02
+
+
+LAYOUTS: dict[str, Layout] = {
+    "gemm": Layout(
+        (Axis("m", 0, 1, 16), Axis("n", 5, 1.6, 8), Axis("k", 5, 1.6, 8)), ((0, 1, 2),), 0.3
+    ),
+    "attention_prefill": Layout(
+        (
+            Axis("isl", 0, 2, 8),
+            Axis("batch x heads", 0, 2, 8),
+            Axis("group", 0, 1.5, 6),
+            Axis("head_dim", 6, 1, 4),
+            Axis("share in window", -7, 2.3333333, 4),
+        ),
+        ((0, 1, 3), (0, 2), (1, 2), (0, 4), (1, 4)),
+    ),
+    "attention_decode": Layout(
+        (
+            Axis("span", 1, 2, 9),
+            Axis("batch x kv_heads", 0, 2, 9),
+            Axis("group", 0, 1.5, 6),
+            Axis("head_dim", 6, 1, 4),
+            Axis("share in window", -8, 4, 3),
+        ),
+        ((0, 1, 2), (0, 1, 3), (2, 3), (1, 4)),
+    ),
+    "moe": Layout(
+        (
+            Axis("tokens an expert", -9, 2, 13),
+            Axis("experts here", 0, 2, 6),
+            Axis("hidden", 10, 1, 4),
+            Axis("inter", 4, 2, 6),
+            Axis("skew", 0, 1.01, 3),
+            Axis("topk", 0, 1.5, 4),
+        ),
+        ((0, 1, 3), (0, 4), (1, 4), (2, 3), (0, 2), (0, 5)),
+    ),
+}
+for _op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "allreduce_custom"):
+    LAYOUTS[_op] = Layout((Axis("bytes", 8, 1, 23), Axis("ranks", 1, 1, 3)), ((0, 1),), 0.3)
+for _op in ("mla_prefill", "mla_prefill_module"):
+    LAYOUTS[_op] = Layout((Axis("isl", 0, 2, 9), Axis("batch", 0, 2, 5), Axis("heads", 0, 1.75, 5)), ((0, 1, 2),), 0.3)
+for _op in ("mla_decode", "mla_decode_module"):
+    LAYOUTS[_op] = Layout((Axis("context", 0, 2, 10), Axis("batch", 0, 2, 6), Axis("heads", 0, 1.75, 5)), ((0, 1, 2),), 0.3)
+for _op in ("mla_bmm_pre", "mla_bmm_post"):
+    LAYOUTS[_op] = Layout((Axis("tokens", 0, 1, 16), Axis("heads", 0, 1.75, 5)), ((0, 1),), 0.3)
+for _op in ("recurrence_context", "convolution_context"):
+    LAYOUTS[_op] = Layout((Axis("tokens", 0, 2, 9), Axis("batch", 0, 2, 6), Axis("heads", 0, 2, 5)), ((0, 1), (0, 2), (1, 2)), 0.3)
+for _op in ("recurrence_generation", "convolution_generation"):
+    LAYOUTS[_op] = Layout((Axis("tokens", 0, 1, 2), Axis("batch", 0, 1, 11), Axis("heads", 0, 2, 5)), ((1, 2),), 0.3)
+
+SITES = {
+    "gemm": ("n", "k"),
+    "attention_prefill": ("num_heads", "num_key_value_heads", "head_dim", "window_size"),
+    "attention_decode": ("num_heads", "num_key_value_heads", "head_dim", "window_size"),
+    "moe": ("hidden_size", "inter_size", "topk", "num_experts"),
+    "mla_prefill": ("num_heads",),
+    "mla_decode": ("num_heads",),
+    "mla_bmm": ("num_heads",),
+    "linear_attention": ("num_v_heads", "num_k_heads", "nheads"),
+    "collective": ("message_size",),
+    "allreduce_custom": ("message_size",),
+}
+"""Columns whose values make one site of a table: what is left out together."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Measurements of one operator and the physics of each; arrays ``[rows]``."""
+
+    gpu: Column
+    engine: Column
+    kernel: Column
+    variant: Column
+    site: NDArray[np.int64]
+    compute: Array
+    traffic: Array
+    floor: Array
+    coordinates: tuple[Array, ...]
+    seconds: Array
+
+    def where(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> "Sample":
+        """Some of the rows."""
+        plain = {n: getattr(self, n)[rows] for n in self.__dataclass_fields__ if n != "coordinates"}
+        return Sample(**plain, coordinates=tuple(c[rows] for c in self.coordinates))
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return int(self.seconds.size)
+
+
+def samples(folder: Path, table: str) -> dict[str, Sample]:
+    """Measurements of one table by the operator that they are of."""
+    parts: dict[str, list[Sample]] = {}
+    for file in sorted((folder / table).glob("*.parquet")):
+        columns = read_table(file)
+        measured = np.asarray(columns["seconds"], float)
+        sites = _sites(columns, SITES[table])
+        errors = np.full(measured.size, "", object)
+        for group in groups(columns, table, errors):
+            blank = platform_named(group.gpu, "", Calibration("", {}))
+            work = READINGS[table].work(blank, group.kinds, group.numbers)
+            size = (group.rows.size,)
+            names = np.array([variant_name(v) for v in np.broadcast_to(work.variant, size)], object)
+            fill = {n: np.full(size, v, object) for n, v in (("gpu", group.gpu), ("engine", group.kinds["backend"]))}
+            physics = (np.broadcast_to(a, size) for a in (work.compute, work.traffic, work.floor))
+            coordinates = tuple(np.broadcast_to(c, size) for c in work.coordinates)
+            kernel = np.full(size, group.kinds["kernel_source"], object)
+            sample = Sample(
+                fill["gpu"], fill["engine"], kernel, names, sites[group.rows], *physics, coordinates, measured[group.rows]
+            )
+            parts.setdefault(work.op, []).append(sample)
+        if np.any(errors != ""):
+            print(f"{file.name}: {np.sum(errors != '')} rows not read, e.g. {errors[errors != ''][0]}")
+    return {op: _concatenated(found) for op, found in parts.items()}
+
+
+def _concatenated(parts: list[Sample]) -> Sample:
+    plain = {
+        n: np.concatenate([getattr(p, n) for p in parts]) for n in Sample.__dataclass_fields__ if n != "coordinates"
+    }
+    axes = range(len(parts[0].coordinates))
+    return Sample(**plain, coordinates=tuple(np.concatenate([p.coordinates[a] for p in parts]) for a in axes))
+
+
+def _sites(columns: dict[str, Column], names: tuple[str, ...]) -> NDArray[np.int64]:
+    """A number for each site that does not depend on the rest of the table."""
+    present = [columns[n] for n in names if n in columns]
+    keys = [" ".join(str(v) for v in row) for row in zip(*present, strict=True)]
+    return np.array([zlib.crc32(k.encode()) for k in keys], np.int64)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Constants and tables of one entry, before rounding."""
+
+    constants: Array
+    tables: tuple[Array, ...]
+
+    def log_seconds(self, layout: Layout, s: Sample) -> Array:
+        """Predicted logarithms."""
+        log = np.log(uncorrected(self.constants, s))
+        for spans, table in zip(layout.tables, self.tables, strict=True):
+            for index, weight in corners(layout.axes, spans, s.coordinates):
+                log = log + weight * table[index]
+        return np.maximum(log, np.log(s.floor))
+
+
+def uncorrected(constants: Array, s: Sample) -> Array:
+    """Seconds by launch and achieved fractions alone."""
+    launch, compute, traffic = constants
+    return launch + join(s.compute / compute, s.traffic / traffic)
+
+
+def fit(layout: Layout, s: Sample) -> Fit:
+    """Constants first, then the tables on what they leave."""
+    constants = fit_constants(s)
+    residual = np.log(s.seconds / uncorrected(constants, s))
+    return Fit(constants, fit_tables(layout, s.coordinates, residual))
+
+
+def fit_constants(s: Sample, most: int = 4000) -> Array:
+    """Launch seconds and achieved fractions, least squares on logarithms with Cauchy's loss."""
+    step = max(1, s.rows // most)
+    few = s.where(np.arange(0, s.rows, step))
+    quickest = float(np.quantile(few.seconds, 0.02))
+
+    def residual(x: Array) -> Array:
+        return np.asarray(np.log(uncorrected(np.exp(x), few) / few.seconds))
+
+    start = np.log([quickest * 0.7, 0.6, 0.7])
+    bounds = (np.log([1e-7, 0.005, 0.005]), np.log([2 * quickest, 3.0, 3.0]))
+    start = np.clip(start, bounds[0] + 1e-6, bounds[1] - 1e-6)
+    found = least_squares(residual, start, bounds=bounds, loss="cauchy", f_scale=0.1)
+    return np.asarray(np.exp(found.x))
+
+
+def fit_tables(layout: Layout, coordinates: tuple[Array, ...], residual: Array) -> tuple[Array, ...]:
+    """All tables at once: least squares with penalties on curvature and size, rows far off weighted down (Huber)."""
+    blocks, penalties, sizes = [], [], []
+    for spans in layout.tables:
+        shape = [layout.axes[a].count for a in spans]
+        size = int(np.prod(shape))
+        pieces = corners(layout.axes, spans, coordinates)
+        columns = np.concatenate([np.broadcast_to(i, residual.shape) for i, _ in pieces])
+        weights = np.concatenate([np.broadcast_to(w, residual.shape) for _, w in pieces])
+        rows = np.tile(np.arange(residual.size), len(pieces))
+        blocks.append(sparse.csr_matrix((weights, (rows, columns)), (residual.size, size)))
+        penalties.append(_penalty(shape, layout.smoothness) + layout.ridge * sparse.identity(size))
+        sizes.append(size)
+    design, penalty = sparse.hstack(blocks).tocsr(), sparse.block_diag(penalties).toarray()
+    target, weight = residual, np.ones(residual.size)
+    solved = np.zeros(sum(sizes))
+    for _ in range(3):
+        weighted = sparse.diags(weight) @ design
+        normal = (design.T @ weighted).toarray() + penalty
+        solved = np.linalg.solve(normal, design.T @ (weight * target))
+        off = np.abs(target - design @ solved)
+        scale = max(1.5 * float(np.median(off)), 0.01)
+        weight = np.minimum(1.0, 1.5 * scale / np.maximum(off, 1e-9))
+    return tuple(np.split(solved, np.cumsum(sizes)[:-1]))
+
+
+def _penalty(shape: list[int], smoothness: float) -> sparse.spmatrix:
+    """Sum of squared second differences along each axis."""
+    total = sparse.csr_matrix((int(np.prod(shape)),) * 2)
+    for axis, count in enumerate(shape):
+        if count < 3:
+            continue
+        second = sparse.diags([1.0, -2.0, 1.0], [0, 1, 2], shape=(count - 2, count))
+        before, after = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
+        full = sparse.kron(sparse.kron(sparse.identity(before), second), sparse.identity(after))
+        total = total + smoothness * (full.T @ full)
+    return total
+
+
+def error(log_ratio: Array) -> float:
+    """Median absolute percentage error of predictions, from logarithms of predicted over measured."""
+    return float(100 * np.median(np.abs(np.expm1(log_ratio)))) if log_ratio.size else float("nan")
+
+
+def chosen(s: Sample) -> NDArray[np.bool_]:
+    """Rows of kernels that an engine would run: of two that were timed on the same shapes, only the faster.
+
+    Tables hold kernels that an engine has besides its choice (Triton beside TensorRT-LLM's, eager beside captured).
+    """
+    keep = np.ones(s.rows, bool)
+    for gpu, engine, variant in {*zip(s.gpu, s.engine, s.variant, strict=True)}:
+        rows = np.flatnonzero((s.gpu == gpu) & (s.engine == engine) & (s.variant == variant))
+        kernels = np.unique(s.kernel[rows])
+        shapes = np.round(np.stack([c[rows] for c in s.coordinates]), 6)
+        _, shape = np.unique(shapes, axis=1, return_inverse=True)
+        fastest = {k: _by_shape(shape[s.kernel[rows] == k], s.seconds[rows[s.kernel[rows] == k]]) for k in kernels}
+        for slow, fast in product(kernels, kernels):
+            shared = fastest[slow].keys() & fastest[fast].keys()
+            ratios = [fastest[slow][i] / fastest[fast][i] for i in shared]
+            if len(ratios) >= ENOUGH / 2 and np.median(ratios) > 1.05:
+                keep[rows[s.kernel[rows] == slow]] = False
+    return keep
+
+
+def _by_shape(shape: NDArray[np.intp], seconds: Array) -> dict[int, float]:
+    return dict(zip(shape.tolist(), seconds.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an entry is for, and the rows it is fitted on."""
+
+    gpu: str
+    engine: str
+    variant: str
+    rows: NDArray[np.intp]
+
+
+def keys(s: Sample, keep: NDArray[np.bool_]) -> Iterator[Key]:
+    """Every entry to fit. ``keep``: rows of kernels that an engine would run by itself."""
+    kernels = np.array([f"{e}/{k}" for e, k in zip(s.engine, s.kernel, strict=True)], object)
+    for gpu, variant in product([*np.unique(s.gpu), POOLED], [*np.unique(s.variant), POOLED]):
+        here = ((s.gpu == gpu) | (gpu == POOLED)) & ((s.variant == variant) | (variant == POOLED))
+        found = [e for e in np.unique(s.engine[here]) if np.sum(here & keep & (s.engine == e)) >= ENOUGH]
+        for engine in found:
+            rows = here & (s.engine == engine)
+            yield Key(gpu, engine, variant, np.flatnonzero(rows & keep))
+            several = np.unique(kernels[rows])
+            for kernel in several if several.size > 1 and variant != POOLED else ():
+                own = rows & (kernels == kernel)
+                if np.sum(own) >= ENOUGH:
+                    yield Key(gpu, kernel, variant, np.flatnonzero(own))
+        if found and (len(found) > 1 or gpu == POOLED):
+            yield Key(gpu, POOLED, variant, np.flatnonzero(here & keep))
+
+
+def thinned(rows: NDArray[np.intp], most: int = 40_000) -> NDArray[np.intp]:
+    """At most so many rows, evenly spread."""
+    return rows[:: max(1, -(-rows.size // most))]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logarithms of predicted over measured, ``[rows]``, by how the row was kept from the fit; NaN: no prediction."""
+
+    within: Array
+    site: Array
+    gpu: Array
+    plain: Array
+    datasheet: Array
+
+
+def calibrate(op: str, s: Sample) -> tuple[OperatorCalibration, Scores]:
+    """All entries of one operator, and how good they are."""
+    layout, keep = LAYOUTS[op], chosen(s)
+    truth = np.log(s.seconds)
+    within, site, out = (np.full(s.rows, np.nan) for _ in range(3))
+    found = []
+    for key in keys(s, keep):
+        part = s.where(thinned(key.rows))
+        whole = fit(layout, part)
+        factors = (1.0, 1.0)
+        if POOLED not in (key.gpu, key.engine, key.variant):
+            part = s.where(key.rows)
+            within[key.rows] = whole.log_seconds(layout, part) - truth[key.rows]
+            site[key.rows] = site_out(layout, part)
+            low, high = np.exp(-np.quantile(site[key.rows], [0.9, 0.1]))
+            factors = (float(low), float(high))
+        found.append(_entry(key, whole, factors))
+    for gpu in np.unique(s.gpu):
+        out[s.gpu == gpu] = gpu_out(layout, s, keep, str(gpu))
+    uncalibrated = np.log(uncorrected(np.array(UNCALIBRATED), s)) - truth
+    plain = np.log(np.maximum(s.compute, s.traffic) / 0.8 + 3e-6) - truth
+    transferred, datasheet = _factors(out), _factors(uncalibrated)
+    calibration = OperatorCalibration(layout.axes, layout.tables, transferred, datasheet, tuple(found))
+    return calibration, Scores(within, site, out, plain, uncalibrated)
+
+
+def _factors(log_ratio: Array) -> tuple[float, float]:
+    """Measured over predicted, 10 % and 90 % quantiles."""
+    low, high = np.exp(-np.nanquantile(log_ratio, [0.9, 0.1]))
+    return round(float(low), 3), round(float(high), 3)
+
+
+def site_out(layout: Layout, s: Sample) -> Array:
+    """Logarithms of predicted over measured where every row's site was left out of its fit."""
+    fold = np.unique(s.site, return_inverse=True)[1]
+    fold = (fold * 7919) % FOLDS if fold.max() >= FOLDS else fold
+    ratio = np.full(s.rows, np.nan)
+    for k in np.unique(fold):
+        test = fold == k
+        if np.sum(~test) >= ENOUGH / 2:
+            rest = fit(layout, s.where(thinned(np.flatnonzero(~test))))
+            ratio[test] = rest.log_seconds(layout, s.where(test)) - np.log(s.seconds[test])
+    return ratio
+
+
+def gpu_out(layout: Layout, s: Sample, keep: NDArray[np.bool_], gpu: str) -> Array:
+    """Logarithms of predicted over measured on a device, by what the other devices say of it."""
+    rest, here = s.where((s.gpu != gpu) & keep), s.where(s.gpu == gpu)
+    ratio = np.full(here.rows, np.nan)
+    for engine, variant in {*zip(here.engine, here.variant, strict=True)}:
+        rows = (here.engine == engine) & (here.variant == variant)
+        for same in (
+            (rest.engine == engine) & (rest.variant == variant),
+            rest.variant == variant,
+            rest.engine == engine,
+            np.ones(rest.rows, bool),
+        ):
+            if np.sum(same) >= ENOUGH:
+                general = fit(layout, rest.where(thinned(np.flatnonzero(same))))
+                ratio[rows] = general.log_seconds(layout, here.where(rows)) - np.log(here.seconds[rows])
+                break
+    return ratio
+
+
+def _entry(key: Key, found: Fit, factors: tuple[float, float]) -> Entry:
+    scale = max(max(float(np.max(np.abs(t))) for t in found.tables) / 127.0, 1e-6)
+    tables = tuple(np.round(t / scale).astype(np.int8).tobytes() for t in found.tables)
+    launch, compute, traffic = (float(f"{c:.4g}") for c in found.constants)
+    scale, low, high = (float(f"{v:.5g}") for v in (scale, *factors))
+    return Entry(
+        key.gpu, key.engine, key.variant, launch, compute, traffic, tables, scale, (low, high), int(key.rows.size)
+    )
+
+
+def report(op: str, s: Sample, scores: Scores) -> None:
+    """One line for each device."""
+    for gpu in np.unique(s.gpu):
+        rows = s.gpu == gpu
+        figures = [getattr(scores, n)[rows] for n in ("plain", "within", "site", "gpu")]
+        text = "  ".join(f"{error(f[~np.isnan(f)]):8.1f}" for f in figures)
+        print(f"{op:24s} {gpu:20s} {np.sum(rows):8d}  {text}", flush=True)
+
+
+def main() -> None:
+    """Fit, report, and with ``--write`` replace the shipped calibration."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("measurements", type=Path, help="folder with one folder of .parquet files for each operator")
+    parser.add_argument("--only", help="tables to fit, comma-separated; the others stay as they are")
+    parser.add_argument("--write", action="store_true", help=f"write {TARGET.name}")
+    given = parser.parse_args()
+    only = given.only.split(",") if given.only else list(SITES)
+    operators = dict(decode(TARGET.read_bytes()).operators) if given.only and TARGET.exists() else {}
+    print(f"{'median error, %':24s} {'device':20s} {'rows':>8s}  {'roofline':>8s}  {'in':>8s}  {'site out':>8s}  {'gpu out':>8s}")
+    for table in only:
+        for op, sample in samples(given.measurements, table).items():
+            operators[op], scores = calibrate(op, sample)
+            report(op, sample, scores)
+    if given.write:
+        text = msgspec.json.encode(Calibration(SOURCE, operators))
+        decode(text)
+        TARGET.write_bytes(msgspec.json.format(text, indent=1) + b"\n")
+        print(f"{TARGET.name}: {len(text)} bytes, {sum(len(o.entries) for o in operators.values())} entries")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Fit the host-side constants of each engine on closed-loop serving runs, and write ``cost/data/engines.json``.
+
+Usage: python tools/fit_engines.py ../shared/measurements/serving/closed_loop.parquet
+
+For each engine, five constants minimize the absolute log errors of TTFT and TPOT of its aggregated runs (runs with
+separate pools do not say how many workers they had). Intervals are the 10 % and 90 % quantiles of measured over
+predicted where the model was left out of the fit. Without measurements of the device they are widened by what the
+operators' own calibration loses when a device is left out.
+"""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from nearpeak.cost import closed_loop as runs
+from nearpeak.cost import step
+from nearpeak.cost.calibration import shipped
+from nearpeak.cost.engine import Engine
+from nearpeak.cost.evidence import platform_of
+from nearpeak.cost.files import read_table
+from nearpeak.cost.serving import Times, stage_seconds, shared
+from nearpeak.hardware import node_of
+from nearpeak.setup import Setup
+from nearpeak.workload import read
+
+Array = NDArray[np.float64]
+CONSTANTS = ("step", "sequence", "layer", "request", "waves")
+START = (1e-3, 1e-5, 3e-4, 2e-2, 0.3)
+BOUNDS = ((0, 0, 0, 0, 0), (2e-2, 1e-3, 5e-3, 1.0, 1.0))
+FIGURES = ("ttft", "tpot", "latency", "power")
+LOWEST, HIGHEST = 0.1, 0.9
+
+
+def main() -> None:
+    """Read the runs, fit every engine, write the constants."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("runs", type=Path)
+    arguments.add_argument("--out", type=Path, default=Path("src/nearpeak/cost/data/engines.json"))
+    options = arguments.parse_args()
+    table = read_table(options.runs)
+    fitted: dict[str, Engine] = {}
+    for name in np.unique(table["backend"].astype(str)):
+        rows = np.flatnonzero((table["backend"] == name) & (table["mode"] == "agg"))
+        groups = [group for group in _groups(table, rows)]
+        host = _fit(groups, name)
+        residuals = _left_out(groups, name)
+        fitted[str(name)] = replace(host, intervals=_intervals(residuals))
+        print(name, len(rows), {c: float(f"{getattr(host, c):.3g}") for c in CONSTANTS})
+        for figure, r in residuals.items():
+            print(f"  {figure}: median APE with the model left out {np.median(np.abs(np.expm1(-r))):.3f}")
+    text = msgspec.json.format(msgspec.json.encode({k: asdict(v) for k, v in fitted.items()}), indent=2)
+    options.out.write_bytes(text + b"\n")
+
+
+class Group(msgspec.Struct):
+    """Runs of one model on one device: their Setups, their steps, and what was measured."""
+
+    model: str
+    setup: Setup
+    prefill: step.Step
+    decode: step.Step
+    ttft: Array
+    tpot: Array
+
+
+def _groups(table: dict[str, Any], rows: NDArray[np.intp]) -> list[Group]:
+    keys = np.array([f"{table['model'][i]}\t{table['gpu'][i]}" for i in rows])
+    found = []
+    for key in np.unique(keys):
+        at = rows[keys == key]
+        model, gpu = key.split("\t")
+        setup = runs.setup_of(table, at, read(model), node_of(gpu), str(table["backend"][at[0]]))
+        platform, isl = platform_of(setup), np.asarray(setup.isl, float)
+        context = isl + np.asarray(setup.osl, float) / 2
+        decode = step.decode(platform, setup, setup.decode, np.asarray(setup.decode.batch, float), context)
+        prefill = step.prefill(platform, setup, setup.decode, np.ones(()), isl)
+        measured = (np.asarray(table[name][at], float) for name in ("ttft", "tpot"))
+        found.append(Group(model, setup, prefill, decode, *measured))
+    return found
+
+
+def _residuals(host: Engine, group: Group) -> tuple[Array, Array, Array]:
+    """Logarithms of measured over predicted: ttft, tpot, latency."""
+    batch, osl = np.asarray(group.setup.decode.batch, float), np.asarray(group.setup.osl, float)
+    overhead = host.step + host.sequence * batch
+    prompt = stage_seconds(group.setup, host, group.prefill.total)
+    times = Times(group.prefill, group.decode, overhead, prompt, group.decode.total + overhead)
+    ttft, tpot, _ = shared(times, host, batch, osl, host.waves)
+    measured = group.ttft + (osl - 1) * group.tpot
+    return np.log(group.ttft / ttft), np.log(group.tpot / tpot), np.log(measured / (ttft + (osl - 1) * tpot))
+
+
+def _fit(groups: list[Group], name: str) -> Engine:
+    def error(x: Array) -> Array:
+        host = Engine(*x.tolist(), intervals={})
+        # Every model counts alike, however many runs it has.
+        parts = [np.concatenate(_residuals(host, g)) / np.sqrt(len(g.ttft)) for g in groups]
+        return np.concatenate(parts)
+
+    scale = np.array(START)
+    found = least_squares(error, START, bounds=BOUNDS, x_scale=scale, loss="soft_l1", f_scale=0.05)
+    if not found.success:
+        raise SystemExit(f"the fit of {name} did not converge: {found.message}")
+    return Engine(*found.x.tolist(), intervals={})
+
+
+def _left_out(groups: list[Group], name: str) -> dict[str, Array]:
+    """Residuals of each model under the constants fitted on the others."""
+    parts: dict[str, list[Array]] = {"ttft": [], "tpot": [], "latency": []}
+    for model in {g.model for g in groups}:
+        others = [g for g in groups if g.model != model] or groups
+        host = _fit(others, name)
+        for group in (g for g in groups if g.model == model):
+            for figure, r in zip(parts, _residuals(host, group), strict=True):
+                parts[figure].append(r)
+    return {figure: np.concatenate(r) for figure, r in parts.items()}
+
+
+def _intervals(residuals: dict[str, Array]) -> dict[str, dict[str, tuple[float, float]]]:
+    measured = {f: np.quantile(r, [LOWEST, HIGHEST]) for f, r in residuals.items()}
+    # Power follows from utilization, which the time model gives; its own spread is calibrated with power measurements.
+    measured["power"] = np.array([-0.25, 0.25])
+    gemm = shipped().operators["gemm"]
+    wider = {"measured": (1.0, 1.0), "transferred": gemm.transferred, "datasheet": gemm.datasheet}
+    return {
+        kind: {
+            figure: (
+                float(np.exp(-np.hypot(min(low, 0.0), np.log(factors[0])))),
+                float(np.exp(np.hypot(max(high, 0.0), np.log(factors[1])))),
+            )
+            for figure, (low, high) in measured.items()
+        }
+        for kind, factors in wider.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
