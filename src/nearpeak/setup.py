@@ -6,7 +6,7 @@ the device, the engine) is one per Setup; number formats are arrays of codes (``
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from nearpeak.formats import code
 from nearpeak.hardware import Node
 from nearpeak.workload import Architecture
 
+BF16 = code("bf16")
 Numeric = float | NDArray[Any]
 """A number, or an array of them that broadcasts."""
 
@@ -81,16 +82,21 @@ class Setup:
     osl: Numeric
     decode: Pool
     prefill: Pool | None = None
-    attention: Numeric = code("bf16")
-    ffn: Numeric = code("bf16")
-    experts: Numeric = code("bf16")
-    kv: Numeric = code("bf16")
+    attention: Numeric = BF16
+    ffn: Numeric = BF16
+    experts: Numeric = BF16
+    kv: Numeric = BF16
     chunk: Numeric = 8192
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The Setup's own numeric fields by name, without those of its pools."""
         names = ("isl", "osl", "attention", "ffn", "experts", "kv", "chunk")
         return {name: np.asarray(getattr(self, name)) for name in names}
+
+    @property
+    def mode(self) -> Literal["agg", "disagg"]:
+        """Aggregated: one pool does both. Disaggregated: prefill has a pool of its own."""
+        return "agg" if self.prefill is None else "disagg"
 
     @property
     def pools(self) -> tuple[Pool, ...]:

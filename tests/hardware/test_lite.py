@@ -1,10 +1,13 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nearpeak.cost import decode, platform_of
 from nearpeak.errors import UnknownName, UsageError
 from nearpeak.hardware import device, devices, lite, lite_node, node
 from nearpeak.hardware.lite import (
@@ -15,6 +18,8 @@ from nearpeak.hardware.lite import (
     silicon_cost,
     silicon_saving,
 )
+from nearpeak.plan import base_setup
+from nearpeak.workload import read
 
 H100 = device("h100_sxm")
 HGX = node("hgx_h100")
@@ -100,13 +105,15 @@ def test_lite_server_pays_for_its_optics_in_watts_and_seconds():
 
 
 def test_link_cost_shows_in_a_tensor_parallel_decode_step():
-    def all_reduce(server, size):  # a ring over all devices of the server
-        n = server.count
-        return 2 * (n - 1) * (size / n / server.scale_up.bandwidth + server.scale_up.latency)
+    def decoding(server, tp):
+        setup = base_setup(read("meta-llama/Meta-Llama-3.1-8B"), server, "vllm", 1000, 200)
+        return decode(platform_of(setup), setup, replace(setup.decode, tp=tp), np.asarray(64.0), np.asarray(1000.0))
 
-    small, wide = lite_node(HGX, 4), lite_node(HGX, 4, shoreline="network")
-    decode = 64 * 8192 * 2  # 64 tokens of hidden size 8192 in bf16
-    assert all_reduce(small, decode) > all_reduce(wide, decode) > all_reduce(HGX, decode)
+    whole, part = decoding(HGX, 2), decoding(lite_node(HGX, 4), 8)
+    wide, both = (decoding(lite_node(HGX, 4, shoreline=s), 8) for s in ("network", "both"))
+    assert part.communication > wide.communication > whole.communication
+    assert part.total > whole.total  # equal FLOP/s and bandwidth: the link is what it pays for
+    assert both.total < wide.total  # memory on the longer edge pays it back
 
 
 def test_mistakes_are_refused():

@@ -1,11 +1,10 @@
 from dataclasses import replace
 
 import pytest
+from measurements_by_hand import PLATFORM, a_measurement
 
 from nearpeak.errors import UsageError
 from nearpeak.measure import Figure, Measurement, Prediction, Sample, compare, compare_figure, rate, record, timed
-
-from measurements_by_hand import PLATFORM, a_measurement
 
 
 def test_ratios_are_measured_over_predicted():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from measurements_by_hand import BRIEF
 
 from nearpeak.errors import NearpeakError, UsageError
 from nearpeak.measure import (
@@ -18,8 +19,6 @@ from nearpeak.measure import (
     prove,
     runtime,
 )
-
-from measurements_by_hand import BRIEF
 
 
 @pytest.fixture

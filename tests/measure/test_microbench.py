@@ -3,12 +3,21 @@ import sys
 from dataclasses import replace
 
 import pytest
-
-from nearpeak.errors import NearpeakError, UsageError
-from nearpeak.hardware import Device, MemoryLevel
-from nearpeak.measure import Effort, Figure, Measurement, Sizes, measured_device, microbench, microbenchmarks, record
-
 from measurements_by_hand import BRIEF, PLATFORM
+
+from nearpeak.errors import NearpeakError, UnknownName, UsageError
+from nearpeak.hardware import Device, MemoryLevel, device
+from nearpeak.measure import (
+    Effort,
+    Figure,
+    Measurement,
+    Sizes,
+    device_here,
+    measured_device,
+    microbench,
+    microbenchmarks,
+    record,
+)
 
 SMALL = Sizes(gemm=(64, 32), buffer=2**20, dtypes=("fp32", "bf16"), launches=10)
 
@@ -62,6 +71,16 @@ def test_a_measured_device_has_the_best_measured_rates_and_says_where_they_come_
 def test_rows_that_describe_no_one_device_are_refused(wrong):
     with pytest.raises(UsageError, match="one run of microbenchmarks"):
         measured_device(CPU, wrong)
+
+
+def test_a_gpu_is_looked_up_by_the_name_that_torch_gives_it(torch, monkeypatch):
+    monkeypatch.setattr(microbench, "chosen_device", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:1": "NVIDIA H200", "cuda:0": "NVIDIA Unheard-of"}.get)
+    assert device_here("cuda:1") is device("NVIDIA H200")
+    with pytest.raises(UnknownName, match="Unheard-of"):
+        device_here("cuda:0")
+    with pytest.raises(NearpeakError, match="measure on the cpu"):
+        device_here("mps")
 
 
 def test_importing_the_room_loads_no_torch_and_no_duckdb():

@@ -9,7 +9,7 @@ from nearpeak.cost import costs, platform_of, predict
 from nearpeak.errors import NearpeakError, UsageError
 from nearpeak.hardware import node_of
 from nearpeak.plan import Fleet, Goal, base_setup, explain, explained, layouts, plan, record, variants
-from nearpeak.plan.planner import _undominated
+from nearpeak.plan.planner import _blocks, _undominated
 from nearpeak.plan.space import batches, replicated
 from nearpeak.workload import read
 
@@ -57,11 +57,18 @@ def test_the_best_aggregated_plan_is_that_of_a_loop_over_every_setup():
 
 
 def test_the_count_of_priced_setups_is_that_of_distinct_ones():
-    found = plan(MODEL, [Fleet(node_of("h200"), 2, 2)], Goal(), 2000, 200, techniques=["fp8-kv"])
-    # Two devices: two replicas of one, tp 2, pp 2; two formats of the cache; every batch that some layout can hold.
-    per_batch = 3 * 2
-    assert found.priced % per_batch == 0
-    assert found.priced // per_batch <= len(batches(4096))
+    fleet = Fleet(node_of("h200"), 2, 3)
+    found = plan(MODEL, [fleet], Goal(), 2000, 200)
+    base = base_setup(MODEL, fleet.node, "vllm", 2000, 200)
+    rows = []
+    for _, block in _blocks(base, fleet, Goal(), None):
+        fields = [*block.arrays().values(), *(a for pool in block.pools for a in pool.arrays().values())]
+        split = np.asarray(block.prefill is not None)
+        table = np.stack([np.broadcast_to(a, block.shape).ravel() for a in (*fields, *[split] * (22 - len(fields)))], 1)
+        devices = np.broadcast_to(block.devices, block.shape).ravel()
+        rows.append(table[(devices >= 2) & (devices <= 3)].astype(float))
+    every = np.concatenate(rows)
+    assert found.priced == len(every) == len(np.unique(every, axis=0))
 
 
 def test_the_front_is_not_dominated(plans):

@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers", reason="transformers holds th
 ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "modernbert")
 TINY = {
     "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 5, "vocab_size": 96,
-    "intermediate_size": 112, "max_position_embeddings": 128, "num_experts_per_tok": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "intermediate_size": 112, "max_position_embeddings": 128, "num_experts_per_tok": 2,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 FAMILIES = {
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -46,7 +47,7 @@ FAMILIES = {
     "granitemoe": {"num_local_experts": 6, "num_experts_per_tok": 2},
     "glm4_moe": {"head_dim": 16, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
                  "first_k_dense_replace": 2, "use_qk_norm": True, "n_shared_experts": 2},
-    "gpt_oss": {"head_dim": 16, "num_local_experts": 6},
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 6, "sliding_window": 16},
     "deepseek_v2": {"q_lora_rank": None, "kv_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
                     "v_head_dim": 20, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
                     "n_shared_experts": 2, "first_k_dense_replace": 1, "num_key_value_heads": 4,
@@ -98,7 +99,9 @@ def built(config):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_small_model_of_each_family_has_as_many_parameters(family):
-    tiny = TINY if any("expert" in k for k in FAMILIES[family]) else {k: v for k, v in TINY.items() if "expert" not in k}
+    tiny = (
+        TINY if any("expert" in k for k in FAMILIES[family]) else {k: v for k, v in TINY.items() if "expert" not in k}
+    )
     config = {k: v for k, v in (tiny | FAMILIES[family]).items() if v is not None} | {"model_type": family}
     if FAMILIES[family].get("q_lora_rank", 1) is None:
         config["q_lora_rank"] = None

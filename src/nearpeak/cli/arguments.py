@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,12 +18,12 @@ PROGRESS_AFTER = 2.0
 """Seconds after which long work shows its progress."""
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print a value as JSON. Infinities and nan become null: JSON has none."""
     import json
     import math
 
-    def plain(v: Any) -> Any:
+    def plain(v: object) -> object:
         match v:
             case dict():
                 return {str(k): plain(x) for k, x in v.items()}

@@ -9,7 +9,8 @@ from nearpeak.cli.arguments import fleets, json_option, print_json, progress
 from nearpeak.errors import NearpeakError
 
 if TYPE_CHECKING:
-    from nearpeak.plan import Explained, Plans
+    from nearpeak.plan import Candidate, Explained, Objective, Plans, Point
+    from nearpeak.setup import Pool
 
 OBJECTIVES = ("cost", "throughput", "latency", "energy", "carbon")
 
@@ -39,7 +40,7 @@ def plan(
     gpus: str,
     isl: float,
     osl: float,
-    objective: Any,
+    objective: "Objective",
     engines: tuple[str, ...],
     techniques: tuple[str, ...],
     prices: tuple[str, ...],
@@ -84,21 +85,27 @@ def plan(
         write(launch_files(best[0]), export_to)
 
 
-def _shown(plans: "Plans", top: int) -> list[Any]:
-    """The best ``top`` candidates, one for each layout, and the best of each structure even where it ranks lower."""
-    shown: list[Any] = []
-    seen = set()
+def _shown(plans: "Plans", top: int) -> "list[Candidate]":
+    """The best ``top`` candidates, and the best of each mode even where it ranks lower.
+
+    Left out is what a shown plan of the same layout makes pointless: no cheaper, and no better in quality.
+    """
+    shown: list[Candidate] = []
+    kept: dict[tuple[object, ...], float] = {}
     for candidate in plans.candidates:
         setup = candidate.setup
-        per_replica = (setup.engine, setup.node.name, setup.decode.tp, setup.decode.pp, setup.decode.dp,
-                       setup.decode.moe_ep, setup.prefill and setup.prefill.tp,
-                       tuple(t.name for t in candidate.variant.techniques))  # fmt: skip
-        mode = setup.prefill is None
-        if per_replica in seen or (len(shown) >= top and mode in {c.setup.prefill is None for c in shown}):
+        if len(shown) >= top and setup.mode in {c.setup.mode for c in shown}:
             continue
-        seen.add(per_replica)
-        shown.append(candidate)
+        layout = (setup.engine, setup.node.name, *(_layout(pool) for pool in setup.pools))
+        if candidate.variant.quality > kept.get(layout, -1.0):
+            kept[layout] = candidate.variant.quality
+            shown.append(candidate)
     return shown
+
+
+def _layout(pool: "Pool") -> tuple[object, ...]:
+    """What makes an instance what it is; replicas and batch do not."""
+    return tuple(float(a) for name, a in pool.arrays().items() if name not in ("replicas", "batch"))
 
 
 def _record(plans: "Plans", best: "list[Explained]") -> dict[str, Any]:
@@ -110,16 +117,24 @@ def _record(plans: "Plans", best: "list[Explained]") -> dict[str, Any]:
         "started": plans.started,
         "search_seconds": plans.seconds,
         "plans": [{"rank": i + 1, **record(p)} for i, p in enumerate(best)],
-        "front": [
-            {"tokens_per_second_per_user": p.per_user, "tokens_per_second_per_device": p.per_device, "meets": p.meets,
-             "devices": int(p.candidate.setup.devices), "mode": "agg" if p.candidate.setup.prefill is None else "disagg"}
-            for p in plans.front
-        ],
+        "front": [_point(point) for point in plans.front],
         "nearest_miss": None
         if miss is None
         else {"binding": miss.binding, "excess": miss.excess, "plan": record(explained(miss.candidate))},
         "unpriced": list(plans.unpriced),
-    }  # fmt: skip
+    }
+
+
+def _point(point: "Point") -> dict[str, Any]:
+    setup = point.candidate.setup
+    return {
+        "tokens_per_second_per_user": point.per_user,
+        "tokens_per_second_per_device": point.per_device,
+        "meets": point.meets,
+        "mode": setup.mode,
+        "device": setup.node.device.name,
+        "devices": int(setup.devices),
+    }
 
 
 def _print(plans: "Plans", best: "list[Explained]") -> None:

@@ -1,12 +1,18 @@
 """``nearpeak predict``: figures of one Setup, or of every row of a table."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nearpeak.cli.arguments import json_option, print_json
 from nearpeak.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Table = dict[str, NDArray[Any]]
 
 
 @click.group(short_help="Time, memory, energy and money of a Setup, or of a table of them.")
@@ -103,7 +109,9 @@ def predict_operators_command(file: Path, op: str, out: Path | None, as_json: bo
     _batch(file, out, as_json, ("seconds",), lambda table: predict_operators(table, op))
 
 
-def _batch(file: Path, out: Path | None, as_json: bool, figures: tuple[str, ...], predict_table: Any) -> None:
+def _batch(
+    file: Path, out: Path | None, as_json: bool, figures: tuple[str, ...], predict_table: "Callable[[Table], Table]"
+) -> None:
     import numpy as np
 
     from nearpeak.cost import read_table, write_table

@@ -6,11 +6,13 @@ Here live no search over Setups (``plan``), no events (``simulate``) and no meas
 
 from nearpeak.cost.closed_loop import closed_loop, predict_serving_table
 from nearpeak.cost.evidence import evidence, intervals, platform_of
+from nearpeak.cost.files import read_table, write_table
 from nearpeak.cost.memory import Ledger, largest_batch, ledger
 from nearpeak.cost.money import Costs, costs
 from nearpeak.cost.platform import Platform, platform
 from nearpeak.cost.serving import Prediction, predict, stage_seconds
 from nearpeak.cost.step import Step, decode, prefill
+from nearpeak.cost.tables import predict_operators
 
 __all__ = [
     "Costs",
@@ -28,7 +30,10 @@ __all__ = [
     "platform",
     "platform_of",
     "predict",
+    "predict_operators",
     "predict_serving_table",
     "prefill",
+    "read_table",
     "stage_seconds",
+    "write_table",
 ]

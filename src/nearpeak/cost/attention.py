@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.cost.calibration import Array
-from nearpeak.cost.platform import BF16, Platform, Work, pair, seconds
+from nearpeak.cost.platform import BF16, Platform, Work, codes, pair, real, seconds
 from nearpeak.formats import BYTES
 
 QUERY_BYTES = 2.0
@@ -32,8 +32,9 @@ def attention_prefill(
         window: tokens that a query sees, itself included; 0 for all before it.
         kv, compute: format codes of the cache and of the products. v_head_dim: where values are narrower than keys.
     """
-    sizes = _floats(batch, isl, heads, kv_heads, head_dim, window, head_dim if v_head_dim is None else v_head_dim, prefix)
-    return seconds(p, attention_prefill_work(p, *sizes, np.asarray(kv, np.intp), np.asarray(compute, np.intp)))
+    q, k, v = real(heads), real(kv_heads), real(head_dim if v_head_dim is None else v_head_dim)
+    mask, formats = (real(window), v, real(prefix)), (codes(kv), codes(compute))
+    return seconds(p, attention_prefill_work(p, real(batch), real(isl), q, k, real(head_dim), *mask, *formats))
 
 
 def attention_prefill_work(
@@ -49,7 +50,7 @@ def attention_prefill_work(
     kv: NDArray[np.intp],
     compute: NDArray[np.intp],
 ) -> Work:
-    """Pairs of queries and keys under the causal mask, in whole tiles, against queries, cache and outputs moved once."""
+    """Pairs of queries and keys under the causal mask, in whole tiles; queries, cache and outputs moved once."""
     rate, width = p.rate(compute), head_dim + v_head_dim
     padded = np.ceil(isl / QUERY_TILE) * QUERY_TILE
     blocks = batch * heads * padded / QUERY_TILE
@@ -61,7 +62,11 @@ def attention_prefill_work(
     floor = np.maximum(flops * causal_pairs(isl, prefix, window) / rate, p.fastest(size))
     span = np.where(window > 0, np.minimum(window, isl + prefix), isl + prefix)
     coordinates = (
-        np.log2(isl), np.log2(batch * heads), np.log2(heads / kv_heads), np.log2(head_dim), np.log2(span / (isl + prefix))
+        np.log2(isl),
+        np.log2(batch * heads),
+        np.log2(heads / kv_heads),
+        np.log2(head_dim),
+        np.log2(span / (isl + prefix)),
     )
     return Work("attention_prefill", pair(compute, kv), arithmetic, p.streaming(size), floor, coordinates)
 
@@ -85,9 +90,10 @@ def attention_decode(
     kv: ArrayLike = BF16,
     v_head_dim: ArrayLike | None = None,
 ) -> Array:
-    """Seconds of attention of one new token in each of ``batch`` sequences over ``context`` cached tokens, itself too."""
-    sizes = _floats(batch, context, heads, kv_heads, head_dim, window, head_dim if v_head_dim is None else v_head_dim)
-    return seconds(p, attention_decode_work(p, *sizes, np.asarray(kv, np.intp)))
+    """Seconds of attention of one new token in each of ``batch`` sequences over ``context`` tokens, itself included."""
+    q, k, v = real(heads), real(kv_heads), real(head_dim if v_head_dim is None else v_head_dim)
+    sizes = (real(batch), real(context), q, k, real(head_dim), real(window), v)
+    return seconds(p, attention_decode_work(p, *sizes, codes(kv)))
 
 
 def attention_decode_work(
@@ -126,8 +132,8 @@ def mla_prefill(
     kv: ArrayLike = BF16,
 ) -> Array:
     """Seconds of the kernel of latent attention over whole prompts: as many key heads as query heads, unfolded."""
-    sizes = _floats(batch, isl, heads, kv_rank, rope_dim, nope_dim, v_dim)
-    return seconds(p, mla_prefill_work(p, *sizes, np.asarray(kv, np.intp)))
+    sizes = (real(batch), real(isl), real(heads), real(kv_rank), real(rope_dim), real(nope_dim), real(v_dim))
+    return seconds(p, mla_prefill_work(p, *sizes, codes(kv)))
 
 
 def mla_prefill_work(
@@ -159,7 +165,8 @@ def mla_decode(
     kv: ArrayLike = BF16,
 ) -> Array:
     """Seconds of the kernel of latent attention for one new token a sequence: all heads read one latent cache."""
-    return seconds(p, mla_decode_work(p, *_floats(batch, context, heads, kv_rank, rope_dim), np.asarray(kv, np.intp)))
+    sizes = (real(batch), real(context), real(heads), real(kv_rank), real(rope_dim))
+    return seconds(p, mla_decode_work(p, *sizes, codes(kv)))
 
 
 def mla_decode_work(
@@ -236,7 +243,7 @@ def linear_attention(
         kind: ``gdn`` (gated delta net), ``kda`` or ``mamba2``. phase: ``context`` (prompts) or ``generation``.
         batch: sequences. tokens: of all sequences together.
     """
-    sizes = _floats(batch, tokens, k_heads, k_dim, v_heads, v_dim)
+    sizes = (real(batch), real(tokens), real(k_heads), real(k_dim), real(v_heads), real(v_dim))
     scan = seconds(p, linear_attention_work(p, f"recurrence_{phase}", *sizes))
     return np.asarray(scan + seconds(p, linear_attention_work(p, f"convolution_{phase}", *sizes)))
 
@@ -257,6 +264,3 @@ def linear_attention_work(
     coordinates = (np.log2(tokens / batch), np.log2(batch), np.log2(width))
     return Work(op, np.asarray(BF16), arithmetic, p.streaming(size), floor, coordinates)
 
-
-def _floats(*sizes: ArrayLike) -> tuple[Array, ...]:
-    return tuple(np.asarray(size, float) for size in sizes)

@@ -106,7 +106,7 @@ def shipped() -> Calibration:
 
 def corrections(entry: Entry) -> tuple[Array, ...]:
     """An entry's tables as natural logarithms, flat."""
-    return tuple(np.frombuffer(table, np.int8) * entry.scale for table in entry.tables)
+    return tuple(np.frombuffer(table, np.int8).astype(float) * entry.scale for table in entry.tables)
 
 
 def join(compute: Array, traffic: Array) -> Array:

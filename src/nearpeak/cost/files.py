@@ -73,15 +73,14 @@ def _by_extension(path: Path, known: Mapping[str, str]) -> str:
 
 def _plain(column: Any) -> Column:  # noqa: ANN401  (NumPy's masked arrays are not typed)
     """A column without its mask: None for empty text, NaN for empty numbers."""
-    if not isinstance(column, np.ma.MaskedArray):
-        return np.asarray(column)
-    values: Column = np.asarray(column.data)
-    if values.dtype == object:
-        values = values.copy()
-        values[column.mask] = None
+    mask = np.ma.getmaskarray(column)
+    values: Column = np.array(np.ma.getdata(column))
+    if not mask.any():
         return values
-    if not np.any(column.mask):
+    if values.dtype.kind in "iuf":
+        values = values.astype(float)
+        values[mask] = np.nan
         return values
-    if values.dtype.kind == "b":
-        return np.asarray(column.astype(object).filled(None))
-    return np.asarray(column.astype(float).filled(np.nan))
+    values = values.astype(object)
+    values[mask] = None
+    return values

@@ -18,10 +18,12 @@ from nearpeak.workload import (
     ffn_linears,
     mixer_linears,
     sequence_elements,
+    state_elements,
 )
 
 Array = NDArray[np.float64]
 BF16_BYTES = 2.0
+STATE_BYTES = 4.0
 RESERVED = 0.10
 """Share of a device's memory that vLLM and SGLang leave alone by default (``gpu_memory_utilization`` 0.9,
 ``mem_fraction_static`` near 0.9): contexts, communication buffers and fragmentation live there."""
@@ -103,8 +105,11 @@ def _cut(linears: Sequence[Linear], tp: Array, mixer: Mixer | None = None) -> Ar
 
 
 def kv_bytes(setup: Setup, pool: Pool, tokens: Array) -> Array:
-    """Bytes on one device of the cache (and recurrent state) of one request of ``tokens`` tokens."""
-    return np.asarray(sequence_elements(setup.model, tokens, pool.tp) * BYTES[np.asarray(setup.kv, np.intp)] / pool.pp)
+    """Bytes on one device of what one request of ``tokens`` tokens keeps: its cache, and recurrent states in 32 bits."""
+    model, tp = setup.model, np.asarray(pool.tp, float)
+    states = sum(b.count * state_elements(b.mixer) for b in model.blocks if b.mixer is not None) / tp
+    cache = sequence_elements(model, tokens, tp) - states
+    return np.asarray((cache * BYTES[np.asarray(setup.kv, np.intp)] + states * STATE_BYTES) / pool.pp)
 
 
 def activation_bytes(setup: Setup, pool: Pool) -> Array:

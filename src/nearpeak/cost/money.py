@@ -32,7 +32,7 @@ class Costs:
 
 
 def power(node: Node, busy: Array) -> Array:
-    """Watts of one device and its share of the node at utilization ``busy`` in 0..1 (of the busier of compute and memory)."""
+    """Watts of one device and its share of the node; ``busy``: share of the time that its kernels run."""
     device = node.device
     idle = device.idle_power if device.idle_power is not None else IDLE_SHARE * device.tdp
     return idle + (device.tdp - idle) * np.clip(busy, 0, 1) + node.overhead_power / node.count

@@ -17,7 +17,7 @@ from nearpeak.cost.attention import (
 )
 from nearpeak.cost.calibration import Array
 from nearpeak.cost.collectives import collective
-from nearpeak.cost.platform import BF16, Platform, Work, evidence, interval, seconds
+from nearpeak.cost.platform import BF16, Platform, Work, codes, evidence, interval, real, seconds
 from nearpeak.formats import ACTIVATION_BYTES, BYTES
 
 __all__ = [
@@ -46,7 +46,7 @@ their operands more often. Libraries pick the one that fills the device's waves 
 
 def gemm(p: Platform, m: ArrayLike, n: ArrayLike, k: ArrayLike, fmt: ArrayLike = BF16) -> Array:
     """Seconds of ``[m, k] @ [k, n]``, weights ``[k, n]`` and activations in format ``fmt`` (a code of ``formats``)."""
-    return seconds(p, gemm_work(p, *_floats(m, n, k), np.asarray(fmt, np.intp)))
+    return seconds(p, gemm_work(p, real(m), real(n), real(k), codes(fmt)))
 
 
 def gemm_work(p: Platform, m: Array, n: Array, k: Array, fmt: NDArray[np.intp]) -> Work:
@@ -94,12 +94,13 @@ def moe(
         gated: experts have a gate beside their up projection.
         skew: exponent of the power law that loads of experts follow; 0 for equal loads.
     """
-    sizes = _floats(tokens, hidden, inter, topk, experts, moe_tp, moe_ep)
-    return seconds(p, moe_work(p, *sizes, np.asarray(fmt, np.intp), np.asarray(gated), np.asarray(skew, float)))
+    routing = (real(topk), real(experts), real(moe_tp), real(moe_ep))
+    work = moe_work(p, real(tokens), real(hidden), real(inter), *routing, codes(fmt), np.asarray(gated), real(skew))
+    return seconds(p, work)
 
 
-QUANTILES = (np.arange(16) + 0.5) / 16
-"""Where the distribution of loads over experts is sampled."""
+QUANTILES = (np.arange(12) + 0.5) / 12
+"""Where the loads of all experts but the most loaded are sampled."""
 ROWS = 64.0
 """Rows of a tile of the grouped product: an expert's tokens are padded to whole tiles."""
 
@@ -127,35 +128,37 @@ def moe_work(
     compute, traffic = padded * flops / rate, p.streaming(weights + activations)
     # A power law is sampled, not known: only what a single token surely costs bounds the time from below.
     floor = np.asarray(p.fastest(np.maximum(1.0, topk / moe_ep) * matrices * hidden * width * BYTES[fmt])) * 0.5
-    coordinates = (
-        np.log2(tokens * topk / experts), np.log2(local), np.log2(hidden), np.log2(width), skew, np.log2(topk)
-    )
+    coordinates = (np.log2(rows / local), np.log2(local), np.log2(hidden), np.log2(width), skew, np.log2(topk))
     return Work("moe", fmt, compute, traffic, floor, coordinates)
 
 
 def expert_loads(tokens: Array, topk: Array, experts: Array, moe_ep: Array, skew: Array) -> tuple[Array, Array, Array]:
     """Of the busiest of ``moe_ep`` devices: rows in all, experts met by any, rows padded to tiles.
 
-    Loads follow a bounded power law, density ``x ** -skew`` between 1 and 0.8 ``tokens`` before they are scaled to
-    ``tokens * topk`` in all; ``skew`` 0 means equal loads.
+    Loads follow a bounded power law, density ``x ** -skew`` between 1 and 0.8 ``tokens``, scaled to ``tokens * topk``
+    in all; ``skew`` 0 means equal loads. The busiest device holds the most loaded expert, and ordinary ones beside it.
     """
-    local, mean = experts / moe_ep, tokens * topk / experts
-    top, power = np.maximum(0.8 * tokens, 1.0 + 1e-9), 1.0 - np.where(skew > 0, skew, 2.0)
-    flat = np.asarray(skew) == 0
-    samples = []
-    for u in QUANTILES:
-        x = (1.0 + u * (top**power - 1.0)) ** (1.0 / power)
-        samples.append(np.where(flat, 1.0, x))
-    scale = sum(samples) / len(samples)
-    spread = np.sqrt(sum((x / scale - 1.0) ** 2 for x in samples) / len(samples))
-    busiest = np.minimum(1.0 + spread * np.sqrt(2.0 * np.log(moe_ep) / local), moe_ep)
-    rows = mean * local * busiest
-    met, padded = np.zeros(()), np.zeros(())
-    for x in samples:
-        load = np.minimum(mean * busiest * x / scale, tokens)
-        met = met + np.minimum(load, 1.0 - np.where(flat, 0.0, np.exp(-load)))
-        padded = padded + np.maximum(np.ceil(load / ROWS) * ROWS * np.minimum(load, 1.0), load)
-    return rows, met * local / len(samples), padded * local / len(samples)
+    local, mean, flat = experts / moe_ep, tokens * topk / experts, np.asarray(skew) == 0
+    top, power = np.maximum(0.8 * tokens, 1.0 + 1e-9), 1.0 - np.where(flat, 1.5, np.where(skew == 1, 1.0001, skew))
+
+    def relative(u: Array) -> Array:
+        return np.asarray(np.where(flat, 1.0, (1.0 + u * (top**power - 1.0)) ** (1.0 / power)))
+
+    largest = relative(1.0 - 0.5 / experts)
+    others = [relative(u * (1.0 - 1.0 / experts)) for u in QUANTILES]
+    average = (sum(others) / len(others)) * (1.0 - 1.0 / experts) + largest / experts
+    even = np.maximum(1.0, mean * local)
+    equal = even / np.maximum(1.0, np.minimum(local, even))
+    most = np.clip(np.where(flat, equal, mean * largest / average), 1.0, tokens)
+    rows, met, padded = most, np.ones(()), np.ceil(most / ROWS) * ROWS
+    beside = np.where(flat, np.maximum(0.0, np.minimum(local, even) - 1.0), local - 1.0)
+    for x in others:
+        load = np.where(flat, most, mean * x / average)
+        share, hit = beside / len(others), np.where(flat, 1.0, 1.0 - np.exp(-load))
+        rows = rows + share * load
+        met = met + share * hit
+        padded = padded + share * np.maximum(load, np.ceil(load / ROWS) * ROWS * hit)
+    return rows, met, padded
 
 
 def mla_bmm(
@@ -168,13 +171,15 @@ def mla_bmm(
     fmt: ArrayLike = BF16,
 ) -> Array:
     """Seconds of both absorbed projections of latent attention: queries into the latent space, outputs out of it."""
-    t, h, nope, v, rank = _floats(tokens, heads, nope_dim, v_dim, kv_rank)
-    code = np.asarray(fmt, np.intp)
+    t, h, nope, v, rank = real(tokens), real(heads), real(nope_dim), real(v_dim), real(kv_rank)
+    code = codes(fmt)
     into = seconds(p, mla_bmm_work(p, "mla_bmm_pre", t, h, nope, rank, code))
     return np.asarray(into + seconds(p, mla_bmm_work(p, "mla_bmm_post", t, h, rank, v, code)))
 
 
-def mla_bmm_work(p: Platform, op: str, tokens: Array, heads: Array, inp: Array, out: Array, fmt: NDArray[np.intp]) -> Work:
+def mla_bmm_work(
+    p: Platform, op: str, tokens: Array, heads: Array, inp: Array, out: Array, fmt: NDArray[np.intp]
+) -> Work:
     """``heads`` products ``[tokens, inp] @ [inp, out]`` at once."""
     rate = p.rate(fmt)
     size = heads * (inp * out * BYTES[fmt] + tokens * inp * _activation_bytes(p, fmt) + tokens * out * OUTPUT_BYTES)
@@ -192,19 +197,16 @@ norms and activations a little less)."""
 
 def elementwise(p: Platform, size: ArrayLike) -> Array:
     """Seconds of kernels that read and write ``size`` bytes in all: norms, activations, residuals, embeddings."""
-    moved = np.asarray(size, float)
+    moved = real(size)
     return np.asarray(np.where(moved > 0, LAUNCH + p.streaming(moved) / STREAMED, 0.0))
 
 
 def sampling(p: Platform, batch: ArrayLike, vocab: ArrayLike) -> Array:
-    """Seconds to draw one token from each row of fp32 logits ``[batch, vocab]``: softmax, and a top-p or argmax pass."""
-    return np.asarray(3 * elementwise(p, 4.0 * np.asarray(batch, float) * vocab))
+    """Seconds to draw a token from each row of fp32 logits ``[batch, vocab]``: softmax, and a top-p or argmax pass."""
+    return np.asarray(3 * elementwise(p, 4.0 * real(batch) * real(vocab)))
 
 
 def _activation_bytes(p: Platform, fmt: NDArray[np.intp]) -> Array:
     """Bytes of an activation: 16 bits where the device widens the weights instead of multiplying in their format."""
     return np.asarray(np.where(p.native[fmt], ACTIVATION_BYTES[fmt], OUTPUT_BYTES))
 
-
-def _floats(*sizes: ArrayLike) -> tuple[Array, ...]:
-    return tuple(np.asarray(size, float) for size in sizes)

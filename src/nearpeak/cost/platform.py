@@ -1,7 +1,7 @@
 """A device under an engine, with the constants that its operators run by.
 
 Constants are looked up from the particular to the general: this device under this engine; this device under any
-engine; a measured device of the same architecture and memory; all measured devices pooled. What was found says how
+engine; a measured device of the same architecture or maker, with the same kind of memory; all measured devices pooled. What was found says how
 far a prediction can be trusted: *measured*, *transferred* or *datasheet*.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.cost.calibration import POOLED, Array, Calibration, Entry, corners, corrections, join, shipped
 from nearpeak.errors import NearpeakError
@@ -86,7 +86,7 @@ class Platform:
     calibration: Calibration
     rates: Array
     native: NDArray[np.bool_]
-    _constants: dict[tuple[str, int], Constants] = field(default_factory=dict, compare=False, repr=False)
+    _constants: dict[tuple[str, tuple[int, ...]], Constants] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def cache(self) -> MemoryLevel | None:
@@ -128,6 +128,16 @@ def platform(
     return Platform(device, link, engine, calibration or shipped(), rates, native)
 
 
+def real(x: ArrayLike) -> Array:
+    """Sizes as float64."""
+    return np.asarray(x, float)
+
+
+def codes(x: ArrayLike) -> NDArray[np.intp]:
+    """Format codes as indices."""
+    return np.asarray(x, np.intp)
+
+
 def variant_name(variant: int) -> str:
     """The name of a variant in the calibration: the weight's format, or compute+cache formats for attention."""
     compute, cache = divmod(int(variant), len(FORMATS))
@@ -142,7 +152,7 @@ def pair(compute: NDArray[np.intp], cache: NDArray[np.intp]) -> NDArray[np.intp]
 def seconds(p: Platform, work: Work) -> Array:
     """Seconds that the work takes: roofline at achieved fractions, launch, correction; never below the floor."""
     variant = np.asarray(work.variant)
-    have = constants(p, work.op, tuple(np.unique(variant).tolist()))
+    have = constants(p, work.op, distinct(variant))
     row = have.row[variant]
     time = have.launch[row] + join(work.compute / have.compute[row], work.traffic / have.traffic[row])
     operator = p.calibration.operators.get(work.op)
@@ -156,9 +166,14 @@ def seconds(p: Platform, work: Work) -> Array:
     return np.asarray(np.maximum(time, work.floor))
 
 
+def distinct(variant: NDArray[np.intp]) -> tuple[int, ...]:
+    """The codes that occur in an array, in order."""
+    return tuple(np.flatnonzero(np.bincount(variant.ravel())).tolist())
+
+
 def constants(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
     """The constants of the variants that are asked for, found once and kept."""
-    key = (op, hash(variants))
+    key = (op, variants)
     if key not in p._constants:
         p._constants[key] = _resolve(p, op, variants)
     return p._constants[key]
@@ -180,14 +195,14 @@ def _resolve(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
     row[list(variants)] = np.arange(len(variants))
     if operator is None:
         launch, compute, traffic = (np.full(len(variants), c) for c in UNCALIBRATED)
-        kinds: tuple[Evidence, ...] = ("datasheet",) * len(variants)
+        kinds: tuple[Evidence, ...] = tuple("datasheet" for _ in variants)
         return Constants(row, launch, compute, traffic, (), kinds, (UNCALIBRATED_FACTORS,) * len(variants))
     found: list[Entry] = []
-    kinds = ()
+    said: list[Evidence] = []
     for variant in variants:
         entry, kind = _lookup(p, operator.entries, variant_name(variant))
         found.append(entry)
-        kinds += (kind,)
+        said.append(kind)
     factors = {"transferred": operator.transferred, "datasheet": operator.datasheet}
     return Constants(
         row,
@@ -195,8 +210,8 @@ def _resolve(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
         np.array([e.compute for e in found]),
         np.array([e.traffic for e in found]),
         tuple(np.concatenate(same) for same in zip(*map(corrections, found), strict=True)),
-        kinds,
-        tuple(factors.get(kind, e.factors) for e, kind in zip(found, kinds, strict=True)),
+        tuple(said),
+        tuple(factors.get(kind, e.factors) for e, kind in zip(found, said, strict=True)),
     )
 
 
@@ -223,17 +238,19 @@ def _from_particular_to_general(
 
 
 def _siblings(device: Device, measured: set[str]) -> list[str]:
-    """Measured devices of the same architecture and kind of main memory, the most alike in peak and bandwidth first."""
-    others = [catalogued(name) for name in measured - {POOLED, device.name}]
-    alike = [d for d in others if _family(d) == _family(device)]
+    """Measured devices to stand in for this one: of its architecture and kind of memory, then of its maker and kind of
+    memory (cards with GDDR run other kernels than those with HBM); those nearest in peak and bandwidth first.
+    """
+    others = [d for name in measured - {POOLED, device.name} if (d := catalogued(name)).vendor == device.vendor]
 
-    def distance(other: Device) -> float:
+    def distance(other: Device) -> tuple[bool, float]:
         peak = np.log(other.rates["bf16"] / device.rates.get("bf16", other.rates["bf16"]))
-        return float(abs(peak) + abs(np.log(other.memory_bandwidth / device.memory_bandwidth)))
+        apart = abs(peak) + abs(np.log(other.memory_bandwidth / device.memory_bandwidth))
+        return other.architecture.split()[0] != device.architecture.split()[0], float(apart)
 
-    return [d.name for d in sorted(alike, key=distance)]
+    return [d.name for d in sorted(others, key=distance) if _memory(d) == _memory(device)]
 
 
-def _family(device: Device) -> tuple[str, str]:
-    """Architecture and kind of main memory, without generations: HBM2e and HBM3 are alike, GDDR7 is not."""
-    return device.architecture.split()[0], device.memory[0].name[:3].upper()
+def _memory(device: Device) -> str:
+    """The kind of main memory without its generation: HBM2e and HBM3 are alike, GDDR7 is not."""
+    return device.memory[0].name[:3].upper()

@@ -22,7 +22,7 @@ from nearpeak.cost.attention import (
 from nearpeak.cost.calibration import Array, Calibration
 from nearpeak.cost.collectives import SHARES, collective_work
 from nearpeak.cost.operators import gemm_work, mla_bmm_work, moe_work
-from nearpeak.cost.platform import Platform, Work, constants, platform, seconds
+from nearpeak.cost.platform import Platform, Work, codes, constants, distinct, platform, real, seconds
 from nearpeak.errors import NearpeakError, UnknownName, UsageError
 from nearpeak.formats import ACTIVATION_BYTES, code
 from nearpeak.hardware import Link, device, link
@@ -66,17 +66,13 @@ def skew(distribution: str) -> float:
         raise UsageError(f"distribution {distribution!r} is neither 'balanced' nor 'power_law_<exponent>'") from None
 
 
-def _code(column: Array) -> NDArray[np.intp]:
-    return column.astype(np.intp)
-
-
 def _gemm(p: Platform, _: Mapping[str, str], c: Mapping[str, Array]) -> Work:
-    return gemm_work(p, c["m"], c["n"], c["k"], _code(c["gemm_dtype"]))
+    return gemm_work(p, c["m"], c["n"], c["k"], codes(c["gemm_dtype"]))
 
 
 def _prefill(p: Platform, _: Mapping[str, str], c: Mapping[str, Array]) -> Work:
     heads = (c["num_heads"], c["num_key_value_heads"], c["head_dim"])
-    formats = (_code(c["kv_cache_dtype"]), _code(c["attn_dtype"]))
+    formats = (codes(c["kv_cache_dtype"]), codes(c["attn_dtype"]))
     return attention_prefill_work(
         p, c["batch_size"], c["isl"], *heads, c["window_size"], c["head_dim"], c["step"], *formats
     )
@@ -84,29 +80,30 @@ def _prefill(p: Platform, _: Mapping[str, str], c: Mapping[str, Array]) -> Work:
 
 def _decode(p: Platform, _: Mapping[str, str], c: Mapping[str, Array]) -> Work:
     heads = (c["num_heads"], c["num_key_value_heads"], c["head_dim"])
-    cached = _code(c["kv_cache_dtype"])
+    cached = codes(c["kv_cache_dtype"])
     return attention_decode_work(p, c["batch_size"], c["step"] + 1, *heads, c["window_size"], c["head_dim"], cached)
 
 
 def _moe(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> Work:
     gated = np.asarray("nongated" not in kinds["kernel_source"])
-    sizes = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
-    return moe_work(p, *(c[s] for s in sizes), _code(c["moe_dtype"]), gated, c["distribution"])
+    sizes = (c["num_tokens"], c["hidden_size"], c["inter_size"])
+    routing = (c["topk"], c["num_experts"], c["moe_tp_size"], c["moe_ep_size"])
+    return moe_work(p, *sizes, *routing, codes(c["moe_dtype"]), gated, c["distribution"])
 
 
 def _mla_prefill(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> Work:
-    kv, heads = _code(c["kv_cache_dtype"]), c["num_heads"]
+    kv, heads = codes(c["kv_cache_dtype"]), c["num_heads"]
     if "module" in kinds["table"]:
-        return mla_module_work(p, "mla_prefill_module", c["batch_size"], c["isl"], heads, _code(c["gemm_type"]), kv)
-    widths = (np.asarray(w) for w in (512.0, 64.0, 128.0, 128.0))
+        return mla_module_work(p, "mla_prefill_module", c["batch_size"], c["isl"], heads, codes(c["gemm_type"]), kv)
+    widths = (real(512), real(64), real(128), real(128))
     return mla_prefill_work(p, c["batch_size"], c["isl"], heads, *widths, kv)
 
 
 def _mla_decode(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> Work:
-    kv, heads, context = _code(c["kv_cache_dtype"]), c["num_heads"], c["step"] + 1
+    kv, heads, context = codes(c["kv_cache_dtype"]), c["num_heads"], c["step"] + 1
     if "module" in kinds["table"]:
-        return mla_module_work(p, "mla_decode_module", c["batch_size"], context, heads, _code(c["gemm_type"]), kv)
-    return mla_decode_work(p, c["batch_size"], context, heads, np.asarray(512.0), np.asarray(64.0), kv)
+        return mla_module_work(p, "mla_decode_module", c["batch_size"], context, heads, codes(c["gemm_type"]), kv)
+    return mla_decode_work(p, c["batch_size"], context, heads, real(512), real(64), kv)
 
 
 def _mla_bmm(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> Work:
@@ -114,8 +111,8 @@ def _mla_bmm(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> W
     widths = {"pre": (128.0, 512.0), "post": (512.0, 128.0)}
     if step not in widths:
         raise UnknownName("projection", kinds["op_name"], ("mla_gen_pre", "mla_gen_post"))
-    inp, out = (np.asarray(w) for w in widths[step])
-    return mla_bmm_work(p, f"mla_bmm_{step}", c["num_tokens"], c["num_heads"], inp, out, _code(c["bmm_dtype"]))
+    inp, out = (real(w) for w in widths[step])
+    return mla_bmm_work(p, f"mla_bmm_{step}", c["num_tokens"], c["num_heads"], inp, out, codes(c["bmm_dtype"]))
 
 
 def _linear_attention(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> Work:
@@ -127,20 +124,22 @@ def _linear_attention(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Arr
     )
     if missing := [name for name in columns if np.any(np.isnan(c[name]))]:
         raise UsageError(f"{kinds['table']} needs {', '.join(missing)}")
-    shape = (c[name] for name in columns)
-    return linear_attention_work(p, f"{kernel}_{kinds['phase']}", c["batch_size"], c["num_tokens"], *shape)
+    shape = [c[name] for name in columns]
+    return linear_attention_work(
+        p, f"{kernel}_{kinds['phase']}", c["batch_size"], c["num_tokens"], shape[0], shape[1], shape[2], shape[3]
+    )
 
 
 def _collective(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> Work:
     name = kinds["op_name"].replace("alltoall", "all_to_all")
     if name not in SHARES:
         raise UnknownName("collective", name, SHARES)
-    size = c["message_size"] * ACTIVATION_BYTES[_code(c["nccl_dtype"])]
+    size = c["message_size"] * ACTIVATION_BYTES[codes(c["nccl_dtype"])]
     return collective_work(name, size, c["num_gpus"], _link(p))
 
 
 def _custom(p: Platform, _: Mapping[str, str], c: Mapping[str, Array]) -> Work:
-    size = c["message_size"] * ACTIVATION_BYTES[_code(c["allreduce_dtype"])]
+    size = c["message_size"] * ACTIVATION_BYTES[codes(c["allreduce_dtype"])]
     return collective_work("allreduce_custom", size, c["num_gpus"], _link(p))
 
 
@@ -261,7 +260,7 @@ def _price(
         return
     at = rows[group.rows]
     variant = np.broadcast_to(work.variant, at.shape)
-    have = constants(p, work.op, tuple(np.unique(variant).tolist()))
+    have = constants(p, work.op, distinct(variant))
     row = have.row[variant]
     factors = np.array(have.factors)[row]
     told["seconds"][at] = time

@@ -23,6 +23,9 @@ from nearpeak.measure.runtime import (
     torch,
 )
 
+_FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False}
+"""What transformers is told whenever it reads a folder: ask no server, run no code that lies there."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -122,6 +125,21 @@ def planned(
     )
 
 
+def skeleton(run: Run) -> Any:  # noqa: ANN401 - as load
+    """The model of a run with shapes and no values: torch's meta device, which takes no memory.
+
+    Raises:
+        NearpeakError: transformers is missing, or knows no such causal language model.
+    """
+    auto_config, auto_model = causal_language_model()
+    try:
+        config = auto_config.from_pretrained(run.folder, **_FROM_FOLDER)
+        with torch().device("meta"):
+            return auto_model.from_config(config, dtype=getattr(torch(), DTYPES[run.dtype]))
+    except Exception as e:  # transformers fails in many ways, without a common ancestor
+        raise NearpeakError(f"transformers cannot load a causal language model from {run.folder}: {e}") from e
+
+
 def load(run: Run) -> Any:  # noqa: ANN401 - a transformers model, whose type transformers does not export
     """The model of a run, in evaluation mode on its device.
 
@@ -132,16 +150,17 @@ def load(run: Run) -> Any:  # noqa: ANN401 - a transformers model, whose type tr
     auto_config, auto_model = causal_language_model()
     _check_room(run)
     dtype = getattr(torch(), DTYPES[run.dtype])
-    here = {"local_files_only": True, "trust_remote_code": False}
     with memory_errors("the model alone does not fit: take a smaller or a quantized one, or another device"):
         try:
             if run.random_weights:
                 torch().manual_seed(run.seed)
-                model = auto_model.from_config(auto_config.from_pretrained(run.folder, **here), dtype=dtype)
+                model = auto_model.from_config(auto_config.from_pretrained(run.folder, **_FROM_FOLDER), dtype=dtype)
             else:
-                model, report = auto_model.from_pretrained(run.folder, dtype=dtype, output_loading_info=True, **here)
+                model, report = auto_model.from_pretrained(
+                    run.folder, dtype=dtype, output_loading_info=True, **_FROM_FOLDER
+                )
                 _check_complete(run, report["missing_keys"])
-        except Exception as e:  # transformers and what it stands on fail in many ways, without a common ancestor
+        except Exception as e:  # as in skeleton
             if isinstance(e, NearpeakError) or out_of_memory(e):
                 raise
             raise NearpeakError(f"transformers cannot load a causal language model from {run.folder}: {e}") from e

@@ -13,12 +13,11 @@ from time import perf_counter
 from typing import Any
 
 from nearpeak.errors import NearpeakError
-from nearpeak.measure.checkpoint import Run, load
+from nearpeak.measure.checkpoint import Run, load, skeleton
 from nearpeak.measure.fingerprint import Fingerprint, fingerprint
 from nearpeak.measure.measurement import Figure, Measurement, timed
 from nearpeak.measure.memory import Memory
 from nearpeak.measure.runtime import (
-    causal_language_model,
     forget_peak,
     memory_errors,
     memory_now,
@@ -79,8 +78,8 @@ def prefill_and_decode(run: Run, effort: Effort = GENERATION) -> Measured:
         NearpeakError: torch or transformers is missing, the folder does not load, the model keeps no KV cache, or
             memory runs out.
     """
-    causal_language_model()  # imported before memory is read, so that its size is not taken for the model's
     with pinned_threads(run.threads), torch().inference_mode():
+        skeleton(run)  # imports the model's code before memory is read, lest its size be taken for the model's
         before = memory_now(run.device)
         model = load(run)
         loaded = memory_now(run.device)

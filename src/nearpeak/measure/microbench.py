@@ -132,14 +132,32 @@ def microbenchmarks(
         )
 
 
+def device_here(name: str) -> "Device":
+    """What the catalogue and the operating system say of the device that torch calls ``name`` (cpu, cuda, cuda:1).
+
+    Raises:
+        UsageError: torch has no such device here.
+        UnknownName: the catalogue does not know this GPU.
+        NearpeakError: an accelerator whose model torch does not tell.
+    """
+    from nearpeak.hardware import detect, device
+
+    name = chosen_device(name)
+    if name == "cpu":
+        return detect.cpu()
+    if not name.startswith("cuda"):
+        raise NearpeakError(f"torch does not tell which model {name!r} is; measure on the cpu")
+    return device(torch().cuda.get_device_name(name))
+
+
 def measured_device(device: "Device", rows: Sequence[Measurement] | None = None, *, threads: int = 1) -> "Device":
     """A device whose rates and memory are those measured on the machine at hand, each with that as its source.
 
     A rate is the best of its sizes, the bandwidth the better of read and copy: what the machine has shown it can
-    sustain. Rates that were not measured (fp8, int4) stay as the datasheet has them, with its source.
+    sustain. Rates that were not measured (fp8, int4) stay as the datasheet has them, for all cores, with its source.
 
     Args:
-        device: a description to start from; on a CPU that no catalogue has, one of its kind.
+        device: a description to start from, such as ``device_here`` gives.
         rows: microbenchmarks of one device; None runs them on the CPU for a ``device`` of kind cpu, or else on the
             accelerator.
         threads: CPU threads of those runs.

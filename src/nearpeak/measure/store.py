@@ -1,7 +1,8 @@
 """The measurement store: every measurement ever made here, in one DuckDB file that SQL can read too.
 
 Table ``measurements`` has a row for each run, ``figures`` one for each figure of it, the prediction beside it.
-A measurement is written in one transaction: after a crash or a kill it is there whole or not at all.
+A measurement is written in one transaction: after a crash or a kill it is there whole or not at all. A new store is
+made elsewhere and then put in place at once, since DuckDB's own first write can be seen, or be cut, halfway.
 
 DuckDB lets one process at a time write to a file. The store opens it only for as long as it reads or writes, and
 where another process holds it, tries again until ``patience`` seconds are over.
@@ -11,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,15 +72,10 @@ class Store:
         """
         if not measurement.id:
             raise UsageError("the measurement has no id; pass it through nearpeak.measure.record first")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise NearpeakError(f"cannot make {self.path.parent}: {e.strerror}; set NEARPEAK_HOME to a folder you may "
-                                "write") from e  # fmt: skip
+        if not self.path.exists():
+            self._make()
         with self._connected(write=True) as connection:
             connection.begin()
-            if not _initialised(connection):
-                connection.execute(_TABLES)
             if connection.execute("SELECT 1 FROM measurements WHERE id = ?", [measurement.id]).fetchone():
                 raise UsageError(f"measurement {measurement.id} is in {self.path} already")
             connection.execute("INSERT INTO measurements VALUES (?, ?, ?, ?, ?, ?)", _run_row(measurement))
@@ -120,15 +116,34 @@ class Store:
             return
         connection = self._open(write)
         try:
-            if not write and not _initialised(connection):
-                raise NearpeakError(f"{self.path} is an empty database: no measurement was ever finished in it")
+            foreign = _foreign(connection)
+            if foreign:
+                raise NearpeakError(f"{self.path} {foreign}")
             yield connection
         except (duckdb.Error, msgspec.MsgspecError) as e:
             raise self._damaged(e) from e
-        except _ForeignError as e:
-            raise NearpeakError(f"{self.path} {e}") from e
         finally:
             connection.close()
+
+    def _make(self) -> None:
+        """Make an empty store, unless another process is the first to."""
+        from tempfile import TemporaryDirectory
+
+        import duckdb
+
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".new-store-", dir=self.path.parent) as folder:
+                made = Path(folder, "store.duckdb")
+                with duckdb.connect(str(made)) as connection:
+                    connection.execute(_TABLES)
+                with suppress(FileExistsError):
+                    os.link(made, self.path)
+        except (OSError, duckdb.Error) as e:
+            raise NearpeakError(
+                f"cannot make {self.path}: {e}; set NEARPEAK_HOME to a folder that you may write, on a file "
+                "system with hard links"
+            ) from e
 
     def _open(self, write: bool) -> "DuckDBPyConnection":
         import duckdb
@@ -153,25 +168,19 @@ class Store:
         )
 
 
-class _ForeignError(Exception):
-    """The file is a database, but not a store that this version reads; the message follows the file's name."""
-
-
-def _initialised(connection: "DuckDBPyConnection") -> bool:
-    """Whether the tables are there; an empty database has none yet."""
-    tables = {row[0] for row in connection.execute("SELECT table_name FROM information_schema.tables").fetchall()}
-    if not tables:
-        return False
+def _foreign(connection: "DuckDBPyConnection") -> str | None:
+    """Why an open database is no store that this version reads, to follow the file's name; None where it is one."""
+    tables = [row[0] for row in connection.execute("SELECT table_name FROM information_schema.tables").fetchall()]
     if "nearpeak_store" not in tables:
-        shown = ", ".join(sorted(tables)[:5])
-        raise _ForeignError(f"is a database, but no measurement store (it has tables {shown}); choose another file")
+        shown = ", ".join(sorted(tables)[:5]) or "none"
+        return f"is a database, but no measurement store (its tables: {shown}); choose another file, or move it aside"
     versions = [row[0] for row in connection.execute("SELECT version FROM nearpeak_store").fetchall()]
     if versions != [SCHEMA]:
-        raise _ForeignError(
+        return (
             f"is a store of version {versions}, and this nearpeak reads version {SCHEMA}; use the nearpeak that wrote "
             "it, or another file"
         )
-    return True
+    return None
 
 
 def _json(value: Any) -> str:  # noqa: ANN401 - whatever msgspec encodes

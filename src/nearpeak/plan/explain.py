@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nearpeak.cost import Step, costs, evidence, intervals, platform_of, predict
 from nearpeak.cost.engine import engine
@@ -71,7 +72,7 @@ def explain(setup: Setup, techniques: tuple[str, ...] = (), quality: float = 1.0
     rests_on = str(evidence(platform, setup))
     spread = intervals(setup.engine, rests_on)
 
-    def figure(value: Any, kind: str, inverse: bool = False) -> Figure:
+    def figure(value: NDArray[np.float64], kind: str, inverse: bool = False) -> Figure:
         low, high = spread[kind]
         factors = (1 / high, 1 / low) if inverse else (low, high)
         return Figure(float(value), float(value) * factors[0], float(value) * factors[1], rests_on)
@@ -162,7 +163,7 @@ def record(plan: Explained) -> dict[str, Any]:
         "device": setup.node.device.name,
         "node": setup.node.name,
         "devices": int(setup.devices),
-        "mode": "agg" if setup.prefill is None else "disagg",
+        "mode": setup.mode,
         "isl": float(np.asarray(setup.isl)),
         "osl": float(np.asarray(setup.osl)),
         "formats": formats(setup),

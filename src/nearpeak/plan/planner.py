@@ -122,14 +122,17 @@ def plan(
     _check_lengths(model, isl, osl)
     began = time.process_time()
     seen = _Seen()
-    spaces = [(fleet, engine) for fleet in fleets for engine in engines]
-    for done, (fleet, engine) in enumerate(spaces):
-        base = base_setup(model, fleet.node, engine, isl, osl)
-        platform = platform_of(base)
-        for kept, block in _blocks(base, fleet, goal, techniques):
-            _price(seen, platform, goal, fleet, kept, block)
+    jobs = [
+        (platform_of(base), fleet, kept, block)
+        for fleet in fleets
+        for engine in engines
+        for base in (base_setup(model, fleet.node, engine, isl, osl),)
+        for kept, block in _blocks(base, fleet, goal, techniques)
+    ]
+    for done, (platform, fleet, kept, block) in enumerate(jobs):
+        _price(seen, platform, goal, fleet, kept, block)
         if progress:
-            progress(done + 1, len(spaces))
+            progress(done + 1, len(jobs))
     if seen.started == 0:
         raise NearpeakError(_nothing_fits(model, fleets))
     if len(seen.unpriced) == len({f.node.device.name for f in fleets}):

@@ -92,7 +92,7 @@ def layouts(model: Architecture, node: Node, engine: str, most: int) -> Pool:
 
 
 def replicated(pool: Pool, most: int) -> Pool:
-    """Every layout in every number of replicas that ``most`` devices hold, as one flat Pool ``[layouts x replicas]``."""
+    """Every layout in every number of replicas that ``most`` devices hold, as one flat Pool."""
     times = most // pool.instance_devices
     replicas = np.concatenate([np.arange(1, t + 1) for t in times])
     return replace(picked(pool, np.repeat(np.arange(len(times)), times)), replicas=replicas)

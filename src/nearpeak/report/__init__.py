@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nearpeak.report.catalogue import (
+        comparison_row,
         device_record,
         device_row,
+        measurement_record,
+        measurement_row,
         model_record,
         model_row,
         technique_record,
@@ -18,13 +21,16 @@ if TYPE_CHECKING:
     )
     from nearpeak.report.html import page, write_page
     from nearpeak.report.printing import print_miss, print_plans, print_prediction, print_record, print_table
-    from nearpeak.report.roofline import roofline
+    from nearpeak.report.roof import roofline
     from nearpeak.report.tables import front_table, miss_text, plans_table, predict_table, table, why
 
 __all__ = [
+    "comparison_row",
     "device_record",
     "device_row",
     "front_table",
+    "measurement_record",
+    "measurement_row",
     "miss_text",
     "model_record",
     "model_row",
@@ -45,20 +51,28 @@ __all__ = [
 ]
 
 _ROOM = {
-    "catalogue": ("device_record", "device_row", "model_record", "model_row", "technique_record", "technique_row"),
+    "catalogue": (
+        "comparison_row",
+        "device_record",
+        "device_row",
+        "measurement_record",
+        "measurement_row",
+        "model_record",
+        "model_row",
+        "technique_record",
+        "technique_row",
+    ),
     "html": ("page", "write_page"),
     "printing": ("print_miss", "print_plans", "print_prediction", "print_record", "print_table"),
+    "roof": ("roofline",),
     "tables": ("front_table", "miss_text", "plans_table", "predict_table", "table", "why"),
 }
 _HOMES = {name: module for module, names in _ROOM.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 (what a module holds is of any type)
-    from importlib import import_module
-
-    if name == "roofline":  # a function that is named like its module, which would otherwise take its place
-        found = globals()[name] = import_module(f"{__name__}.roofline").roofline
-        return found
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

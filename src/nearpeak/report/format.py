@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 
-UNKNOWN = "–"
+DASH = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+UNKNOWN = DASH
 """What stands where a figure is not known."""
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -36,10 +38,21 @@ def seconds(value: float | None) -> str:
 
 
 def interval(low: float, high: float, write: Callable[[float], str]) -> str:
-    """Two figures with their unit once where it is the same: 9.8–29.4 ms."""
+    """Two figures with their unit once where it is the same: 9.8 to 29.4 ms, with a dash."""
     first, second = write(low), write(high)
     number, _, unit = first.partition(" ")
-    return f"{number}–{second}" if second.endswith(f" {unit}") and unit else f"{first} – {second}"
+    return f"{number}{DASH}{second}" if second.endswith(f" {unit}") and unit else f"{first} {DASH} {second}"
+
+
+def rate(value: float | None, unit: str) -> str:
+    """Things a second, without a prefix: 6,030 tokens/s, 10.8 requests/s."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    text = digits(value)
+    if abs(value) >= 1000:
+        step = 10 ** (math.floor(math.log10(abs(value))) - 2)
+        text = f"{round(value / step) * step:,}"
+    return f"{text} {unit}"
 
 
 def size(value: float | None) -> str:
@@ -67,11 +80,12 @@ def times(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A plain number, in full up to a million."""
+    """A plain number: in full up to a million, then as the field writes counts: 311M, 30.5B."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
-    if abs(value) >= 1e6:
-        return si(value)
+    for scale, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(value) >= 0.9995 * scale:
+            return digits(value / scale) + name
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else digits(value)
 
 
@@ -79,9 +93,9 @@ BY_FIGURE: dict[str, Callable[[float | None], str]] = {
     "ttft": seconds,
     "tpot": seconds,
     "latency": seconds,
-    "request_rate": lambda v: si(v, "requests/s"),
-    "tokens_per_second": lambda v: si(v, "tokens/s"),
-    "tokens_per_second_per_device": lambda v: si(v, "tokens/s"),
+    "request_rate": lambda v: rate(v, "requests/s"),
+    "tokens_per_second": lambda v: rate(v, "tokens/s"),
+    "tokens_per_second_per_device": lambda v: rate(v, "tokens/s"),
     "power": lambda v: si(v, "W"),
     "joules_per_token": lambda v: f"{number(v)} J",
     "dollars_per_million_tokens": dollars,
@@ -127,7 +141,7 @@ def value(name: str, given: object) -> str:
         if name.endswith("_flops"):
             return si(given, "FLOP/s")
         return str(given) if name in ("year", "row", "rank") else number(given)
-    return str(given)
+    return str(given) if given or given == "" else UNKNOWN
 
 
 def title(name: str) -> str:

@@ -36,7 +36,7 @@ def plans_table(plans: "Plans", explained: "Sequence[Explained]") -> "Table":
         f"{best.model.name} on {best.node.device.title if one_kind else 'several devices'}, "
         f"{write.number(float(best.arrays()['isl']))} + {write.number(float(best.arrays()['osl']))} tokens"
     )
-    for name in ("", "devices" if not one_kind else "dev."):
+    for name in ("", "devices" if not one_kind else "dev"):
         found.add_column(name, justify="right", no_wrap=True)
     found.add_column("layout\nformats")
     found.add_column("batch", justify="right", no_wrap=True)
@@ -66,8 +66,11 @@ def plans_table(plans: "Plans", explained: "Sequence[Explained]") -> "Table":
 def _with_interval(figure: "Figure") -> "Text":
     from rich.text import Text
 
-    span = write.interval(figure.low, figure.high, write.seconds)
-    return Text.assemble(write.seconds(figure.value), "\n", (span, "dim not bold"), justify="right")
+    value, span = write.seconds(figure.value), write.interval(figure.low, figure.high, write.seconds)
+    unit = " " + value.split()[-1]
+    if span.endswith(unit) and span.count(" ") == 1:  # the unit is said above
+        span = span.removesuffix(unit)
+    return Text.assemble(value, "\n", (span, "dim not bold"), justify="right")
 
 
 def _searched(plans: "Plans") -> str:
@@ -111,10 +114,14 @@ def _bars(shares: Mapping[str, tuple[float, str]], pool: str = "", pools: int = 
 
 
 def lever_text(plan: "Explained", number: int) -> str:
-    """A lever in one line: ``twice the memory bandwidth: TPOT x0.61, TTFT x1, throughput x1.5``."""
+    """A lever in one line: ``twice the memory bandwidth: TPOT x0.61, TTFT x1, throughput x1.5``.
+
+    What decodes faster asks for more prompts; where a prefill pool cannot keep up, they queue before it.
+    """
     lever = plan.levers[number]
+    queued = " (prompts queue: give prefill more)" if plan.setup.prefill is not None and lever.ttft > 1.05 else ""
     return (
-        f"{lever.name}: TPOT {write.times(lever.tpot)}, TTFT {write.times(lever.ttft)}, "
+        f"{lever.name}: TPOT {write.times(lever.tpot)}, TTFT {write.times(lever.ttft)}{queued}, "
         f"throughput {write.times(lever.request_rate)}"
     )
 
@@ -165,19 +172,16 @@ def miss_text(miss: "Miss") -> "Text":
     from rich.text import Text
 
     setup = miss.candidate.setup
-    binding = miss.binding
-    verb = "reaches only {} of" if binding == "rate" else "takes {} of"
-    ratio = miss.excess[binding]
-    said = verb.format(write.share(1 / ratio if binding == "rate" else ratio))
     text = Text.assemble(
         ("Nothing meets the goal.", "bold"),
         f" The nearest is {int(setup.devices)} x {setup.node.device.title}, {', '.join(words.layouts(setup))}, "
         f"{words.formats(setup)}, batch {', '.join(words.batches(setup))}.\n",
-        f"The limit that binds is {binding}: this plan {said} what it allows.\n",
+        f"The limit that binds is {miss.binding}.\n",
     )
     for name, over in sorted(miss.excess.items(), key=lambda item: -item[1]):
-        held = "holds" if over <= 1 else f"missed by {write.share(over - 1)}"
-        text.append(f"  {name:8} {held}\n", style="" if over > 1 else "dim")
+        # Of the rate it is the limit that is the greater where it is missed.
+        ratio = f"{write.digits(100 / over if name == 'rate' else 100 * over)} % of the limit"
+        text.append(f"  {name:8} {ratio}{'' if over > 1 else ', holds'}\n", style="" if over > 1 else "dim")
     text.append("Relax it, give more or other devices, or allow more techniques.")
     return text
 

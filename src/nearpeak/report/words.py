@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from nearpeak.report.format import TIMES
+
 if TYPE_CHECKING:
     from nearpeak.setup import Pool, Setup
 
@@ -12,13 +14,13 @@ def mode(setup: "Setup") -> str:
 
 
 def layout(pool: "Pool") -> str:
-    """A pool's layout: ``3 × tp2 pp2``; parts that are 1 are left out, but for tp."""
+    """A pool's layout: ``tp2 pp2``, its replicas before it; parts that are 1 are left out, but for tp."""
     sizes = {name: int(a) for name, a in pool.arrays().items()}
     parts = [f"tp{sizes['tp']}"]
     parts += [f"{name}{sizes[name]}" for name in ("pp", "dp") if sizes[name] > 1]
     if sizes["moe_ep"] > 1:
         parts.append(f"ep{sizes['moe_ep']}")
-    times = f"{sizes['replicas']} × " if sizes["replicas"] > 1 else ""
+    times = f"{sizes['replicas']}{TIMES}" if sizes["replicas"] > 1 else ""
     return times + " ".join(parts)
 
 
@@ -27,6 +29,11 @@ def layouts(setup: "Setup") -> list[str]:
     if setup.prefill is None:
         return [f"agg {layout(setup.decode)}"]
     return [f"prefill {layout(setup.prefill)}", f"decode {layout(setup.decode)}"]
+
+
+def devices(setup: "Setup") -> str:
+    """How many devices of which kind."""
+    return f"{int(setup.devices)} {TIMES} {setup.node.device.title}"
 
 
 def batches(setup: "Setup") -> list[str]:

@@ -22,7 +22,7 @@ register(
         "fp8-kv",
         "KV cache in FP8",
         "kv",
-        "Quantized KV cache of vLLM and TensorRT-LLM (E4M3, one scale a tensor); cf. Hooper et al., KVQuant, NeurIPS 2024",
+        "the E4M3 cache of vLLM and TensorRT-LLM; cf. Hooper et al., KVQuant, NeurIPS 2024 (arXiv 2401.18079)",
         _needs,
         lambda setup: replace(setup, kv=code("fp8")),
         Quality(

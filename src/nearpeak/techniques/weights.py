@@ -1,4 +1,4 @@
-"""Weights in fewer bits: the number formats that serving engines load, chosen by what the device multiplies natively."""
+"""Weights in fewer bits: number formats that serving engines load, and that the device multiplies natively."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -143,14 +143,15 @@ def _matcher(patterns: Sequence[str]) -> Matcher:
             regexes.extend((translate(pattern), translate(pattern.rstrip(".*") + ".*")))
         else:
             plain.add(pattern)
+    endings = {pattern.rpartition(".")[2] for pattern in plain}
     regex = re.compile("|".join(f"(?:{r})" for r in regexes)) if regexes else None
 
     def matches(name: str) -> bool:
         if regex is not None and regex.match(name):
             return True
-        if not plain:
-            return False
         words = name.split(".")
+        if endings.isdisjoint(words):
+            return False
         return any(".".join(words[i:j]) in plain for i in range(len(words)) for j in range(i + 1, len(words) + 1))
 
     return matches

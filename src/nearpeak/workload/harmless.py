@@ -12,7 +12,8 @@ _DESCRIPTION = (
 )  # fmt: skip
 
 _TRAINING = (
-    "aux_loss_alpha", "dropout", "embedding_dropout", "init_std", "gradient_checkpointing", "initializer_cutoff_factor", "initializer_factor",
+    "aux_loss_alpha", "dropout", "embedding_dropout", "init_std", "gradient_checkpointing",
+    "initializer_cutoff_factor", "initializer_factor",
     "initializer_range", "input_jitter_noise", "layerdrop", "rescale_prenorm_residual", "router_aux_loss_coef",
     "router_jitter_noise", "router_z_loss_coef", "seq_aux",
 )  # fmt: skip
@@ -29,7 +30,8 @@ _NUMERICS = (
 
 _ACTIVATIONS = (
     "activation", "activation_func", "activation_function", "activation_situ_beta", "activation_situ_linear_beta",
-    "hidden_act", "hidden_activation", "mamba_hidden_act", "mlp_hidden_act", "projector_hidden_act", "swiglu_alpha", "swiglu_limit",
+    "hidden_act", "hidden_activation", "mamba_hidden_act", "mlp_hidden_act", "projector_hidden_act", "swiglu_alpha",
+    "swiglu_limit",
     "swiglu_limits", "swiglu_limits_shared",
 )  # fmt: skip
 

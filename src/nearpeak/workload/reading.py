@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from nearpeak.workload.checkpoint import checkpoint_formats, formats_of_suffix, 
 from nearpeak.workload.families import FAMILIES
 from nearpeak.workload.fields import Fields
 
-_CONFIGS = resources.files("nearpeak.workload") / "configs"
+_CONFIGS = Path(__file__).parent / "configs"
 _WAY_OUT = "Any other model is read from its own config: give the path of config.json, or of the folder that holds it."
 
 _STAGES = re.compile(r"-(instruct|base|chat|it|\d{4})$", re.IGNORECASE)

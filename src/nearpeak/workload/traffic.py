@@ -4,6 +4,8 @@ A traffic is a frozen value; ``sample(n, seed)`` draws ``n`` requests from it, t
 are seconds from the first moment, lengths are tokens.
 """
 
+from __future__ import annotations  # numpy.random is loaded by the first draw, not by the import
+
 import csv
 import json
 import math

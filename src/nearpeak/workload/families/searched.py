@@ -114,9 +114,11 @@ def gemma4(f: Fields) -> Architecture:
 def _overrides(f: Fields, layer: int) -> Mapping[str, int]:
     """What ``per_layer_config``, the newer way to give global layers their heads, says of a layer."""
     named = f.get("per_layer_config") or {}
-    found = next((v for k, v in named.items() if int(k) == layer), {})
+    found: Mapping[str, int] = next((v for k, v in named.items() if int(k) == layer), {})
     if strange := found.keys() - {"head_dim", "num_key_value_heads"}:
-        raise f.error(f"per_layer_config has {', '.join(sorted(strange))}; only head_dim and num_key_value_heads is known")
+        raise f.error(
+            f"per_layer_config has {', '.join(sorted(strange))}; only head_dim and num_key_value_heads is known"
+        )
     return found
 
 
