@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from nearpeak.cost import closed_loop as runs
-from nearpeak.cost import step
+from nearpeak.cost import runs, step
 from nearpeak.cost.calibration import shipped
 from nearpeak.cost.engine import Engine, engines
 from nearpeak.cost.evidence import platform_of
@@ -98,7 +97,7 @@ def _residuals(host: Engine, group: Group) -> tuple[Array, Array, Array]:
 
 def _fit(groups: list[Group], name: str) -> Engine:
     def error(x: Array) -> Array:
-        host = Engine(*x.tolist(), intervals={})
+        host = _engine(x)
         # Every model counts alike, however many runs it has.
         parts = [np.concatenate(_residuals(host, g)) / np.sqrt(len(g.ttft)) for g in groups]
         return np.concatenate(parts)
@@ -107,7 +106,11 @@ def _fit(groups: list[Group], name: str) -> Engine:
     found = least_squares(error, START, bounds=BOUNDS, x_scale=scale, loss="soft_l1", f_scale=0.05)
     if not found.success:
         raise SystemExit(f"the fit of {name} did not converge: {found.message}")
-    return Engine(*found.x.tolist(), intervals={})
+    return _engine(found.x)
+
+
+def _engine(constants: Array) -> Engine:
+    return Engine(**dict(zip(CONSTANTS, constants.tolist(), strict=True)), intervals={})
 
 
 def _left_out(groups: list[Group], name: str) -> dict[str, Array]:
@@ -123,6 +126,7 @@ def _left_out(groups: list[Group], name: str) -> dict[str, Array]:
 
 
 def intervals(residuals: dict[str, Array]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Factors on each figure for each evidence, from logarithms of measured over predicted."""
     measured: dict[str, Array] = {f: np.quantile(r, [LOWEST, HIGHEST]) for f, r in residuals.items()}
     # Power follows from utilization, which the time model gives; its own spread is calibrated with power measurements.
     measured["power"] = np.array([-0.25, 0.25])

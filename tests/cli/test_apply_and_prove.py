@@ -56,7 +56,9 @@ def test_a_measurement_stands_beside_its_prediction_and_is_kept(run, tiny_llama)
     assert {"ttft", "tpot"} <= figures.keys()
     for figure in figures.values():
         assert figure["predicted"]["low"] < figure["predicted"]["value"] < figure["predicted"]["high"]
-        assert figure["measured_over_predicted"] == pytest.approx(figure["measured"]["value"] / figure["predicted"]["value"])
+        assert figure["measured_over_predicted"] == pytest.approx(
+            figure["measured"]["value"] / figure["predicted"]["value"]
+        )
     kept = run("measurements", "--json").json
     assert [m["id"] for m in kept] == [found.json["id"]]
     assert run("measurements", found.json["id"][:6], "--json").json["what"]["isl"] == 32

@@ -14,8 +14,16 @@ AXES = (Axis("x", 0, 1, 4), Axis("y", 2, 2, 3))
 
 def one(table: bytes = bytes(range(12)), **changes: object) -> Calibration:
     fields = dict(
-        gpu="h100_sxm", engine="vllm", variant="bf16", launch=1e-6, compute=0.5, traffic=0.5, tables=(table,),
-        scale=0.01, factors=(0.9, 1.1), rows=100,
+        gpu="h100_sxm",
+        engine="vllm",
+        variant="bf16",
+        launch=1e-6,
+        compute=0.5,
+        traffic=0.5,
+        tables=(table,),
+        scale=0.01,
+        factors=(0.9, 1.1),
+        rows=100,
     )
     entry = Entry(**{**fields, **changes})
     return Calibration("test", {"gemm": OperatorCalibration(AXES, ((0, 1),), (0.8, 1.3), (0.5, 2.0), (entry,))})

@@ -16,6 +16,8 @@ from nearpeak.hardware import device, link
 
 GPUS = ("a100_sxm", "h100_sxm", "b200_sxm", "rtx_pro_6000_server", "h200_sxm", "l40s")
 PHYSICS = Calibration("none", {})
+STEPS = 0.88
+"""Libraries choose kernels by shape, so that measured times (and what is fitted to them) step down here and there."""
 
 
 def on(gpu: str, engine: str = "vllm", calibration: Calibration | None = None) -> Platform:
@@ -49,12 +51,11 @@ def test_the_physics_of_a_product_grows_with_every_size(gpu, m, n, k, which):
 
 @given(gpus, st.floats(3, 14), st.floats(8, 15), st.floats(8, 14), st.sampled_from((0, 1, 2)))
 @settings(max_examples=150, deadline=None)
-def test_a_calibrated_product_four_times_as_large_takes_longer(gpu, m, n, k, which):
-    # Kernels are chosen by shape, so measured times step up and down by some per cent; over a factor of 4 they grow.
+def test_a_calibrated_product_four_times_as_large_is_not_faster(gpu, m, n, k, which):
     small = np.array([m, n, k])
     large = small + 2 * (np.arange(3) == which)
     p = on(gpu)
-    assert op.gemm(p, *2.0**large) > 0.97 * op.gemm(p, *2.0**small)
+    assert op.gemm(p, *2.0**large) > STEPS * op.gemm(p, *2.0**small)
 
 
 def test_large_products_reach_most_of_the_peak_and_skinny_ones_most_of_the_bandwidth():
@@ -98,7 +99,9 @@ def test_decoding_attention_reads_the_cache_at_best_at_full_bandwidth(gpu, batch
     cached = p.cache.bandwidth if p.cache else 8 * p.device.memory_bandwidth
     assert np.isfinite(time)
     assert time >= b * c * 8 * 2 * dim * 2 / max(cached, p.device.memory_bandwidth)
-    assert op.attention_decode(p, b, 8 * c, 8 * group, 8, dim) > 0.97 * time
+    assert op.attention_decode(p, b, 8 * c, 8 * group, 8, dim) > STEPS * time
+    bare = on(gpu, calibration=PHYSICS)
+    assert op.attention_decode(bare, b, c + 1, 8 * group, 8, dim) >= op.attention_decode(bare, b, c, 8 * group, 8, dim)
 
 
 @given(gpus, st.floats(0, 5), st.floats(4, 13), st.sampled_from((0, 1024)))
@@ -108,7 +111,9 @@ def test_prefilling_attention_grows_with_the_prompt_and_stays_under_the_peak(gpu
     time = float(op.attention_prefill(p, b, n, 32, 8, 128, window))
     flops = 4 * 128 * 32 * b * causal_pairs(n, np.zeros(()), np.asarray(float(window)))
     assert time >= flops / p.device.rates["bf16"]
-    assert op.attention_prefill(p, b, 4 * n, 32, 8, 128, window) > 0.97 * time
+    assert op.attention_prefill(p, b, 4 * n, 32, 8, 128, window) > STEPS * time
+    bare = on(gpu, calibration=PHYSICS)
+    assert op.attention_prefill(bare, b, n + 1, 32, 8, 128) >= op.attention_prefill(bare, b, n, 32, 8, 128) * (1 - 1e-9)
 
 
 def test_a_window_saves_and_a_cached_prefix_costs():
@@ -147,7 +152,10 @@ def test_experts_cost_more_with_more_tokens_and_never_less_than_their_weights_re
     time = float(op.moe(p, t, 4096, 1536, 8, 128, tp, ep))
     assert np.isfinite(time)
     assert time > 0
-    assert op.moe(p, 16 * t, 4096, 1536, 8, 128, tp, ep) > 0.97 * time
+    assert op.moe(p, 16 * t, 4096, 1536, 8, 128, tp, ep) > STEPS * time
+    bare = on(gpu, calibration=PHYSICS)
+    twice, once = (op.moe(bare, x, 4096, 1536, 8, 128, tp, ep, skew=0) for x in (2 * t, t))
+    assert twice >= once * (1 - 1e-9)
 
 
 def test_collectives_cost_nothing_alone_and_in_proportion_when_large():
@@ -188,8 +196,12 @@ def test_a_call_over_arrays_is_the_calls_over_its_elements():
 def test_every_operator_has_a_positive_finite_time(gpu):
     p, t = on(gpu), np.array([1.0, 32.0, 4096.0])
     times = [
-        op.mla_prefill(p, 1, t, 16), op.mla_decode(p, t, 4096, 16), op.mla_bmm(p, t, 16), op.sampling(p, t, 128000),
-        op.elementwise(p, t), op.linear_attention(p, "gdn", "context", 1, t, 16, 128, 32, 128),
+        op.mla_prefill(p, 1, t, 16),
+        op.mla_decode(p, t, 4096, 16),
+        op.mla_bmm(p, t, 16),
+        op.sampling(p, t, 128000),
+        op.elementwise(p, t),
+        op.linear_attention(p, "gdn", "context", 1, t, 16, 128, 32, 128),
         op.linear_attention(p, "mamba2", "generation", t, t, 8, 128, 128, 64),
     ]
     for time in times:

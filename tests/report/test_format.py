@@ -47,7 +47,7 @@ def test_an_interval_names_a_shared_unit_once():
 
 @given(st.floats(1e-9, 1e17))
 def test_three_digits_are_within_half_a_percent(value):
-    number, prefix = (write.si(value, "B").split() if value >= 1 else (write.digits(value), "B"))
+    number, prefix = write.si(value, "B").split() if value >= 1 else (write.digits(value), "B")
     scale = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}[prefix.removesuffix("B")]
     assert float(number) * scale == pytest.approx(value, rel=5.1e-3)
 

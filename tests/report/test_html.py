@@ -156,9 +156,7 @@ def test_a_browser_draws_the_plots_without_errors_or_a_network(tmp_path):
     dumped = chromium(tmp_path, "--virtual-time-budget=10000", "--dump-dom", path.as_uri())
     assert dumped.stdout.count('class="main-svg"') >= 4
     assert "CONSOLE" not in dumped.stderr
-    chromium(
-        tmp_path, "--virtual-time-budget=10000", f"--screenshot={shot}", "--window-size=1000,700", path.as_uri()
-    )
+    chromium(tmp_path, "--virtual-time-budget=10000", f"--screenshot={shot}", "--window-size=1000,700", path.as_uri())
     rows = pixels(shot.read_bytes())
     assert (len(rows[0]), len(rows)) == (1000, 700)
     colours = {colour for row in rows for colour in row}

@@ -39,11 +39,13 @@ def print_json(value: object) -> None:
 def fleets(text: str, prices: tuple[str, ...] = ()) -> "list[Fleet]":
     """Read ``h200:1..8,l40s:4``: devices, and how many of each (a range, a number, or up to a node's worth).
 
+    ``h100/4`` is the Lite-GPU that an H100's die makes when it is split in four.
+
     Raises:
         UsageError: the text is not of this form, or a price is not ``DEVICE=DOLLARS``.
         UnknownName: a device is not in the catalogue.
     """
-    from nearpeak.hardware import Price, device, node_of
+    from nearpeak.hardware import Price, device, lite_node, node_of
     from nearpeak.plan import Fleet
 
     own = {}
@@ -55,11 +57,12 @@ def fleets(text: str, prices: tuple[str, ...] = ()) -> "list[Fleet]":
             raise UsageError(f"price {item!r} is not DEVICE=DOLLARS_PER_HOUR, e.g. h200=2.50") from None
     found = []
     for item in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"([^:]+)(?::(\d+)(?:\.\.(\d+))?)?", item)
+        match = re.fullmatch(r"([^:/]+)(?:/(\d+))?(?::(\d+)(?:\.\.(\d+))?)?", item)
         if match is None:
             raise UsageError(f"devices {item!r} are not DEVICE, DEVICE:COUNT or DEVICE:LEAST..MOST, e.g. h200:1..8")
-        node = node_of(match[1])
-        least, most = (1, node.count) if match[2] is None else (int(match[2]), int(match[3] or match[2]))
+        name, parts, first, last = match.groups()
+        node = node_of(name) if parts is None else lite_node(node_of(name), int(parts))
+        least, most = (1, node.count) if first is None else (int(first), int(last or first))
         if node.device.name in own:
             node = replace(node, device=replace(node.device, prices=(own[node.device.name],)))
         found.append(Fleet(node, least, most))

@@ -66,9 +66,17 @@ def attention_prefill_work(
         np.log2(batch * heads),
         np.log2(heads / kv_heads),
         np.log2(head_dim),
-        np.log2(span / (isl + prefix)),
+        window_coordinate(window, span / (isl + prefix)),
     )
     return Work("attention_prefill", pair(compute, kv), arithmetic, p.streaming(size), floor, coordinates)
+
+
+def window_coordinate(window: Array, share: Array) -> Array:
+    """0 without a window; with one -1, and down to -2 the smaller the share of the context that it leaves.
+
+    Kernels with a window are other kernels, even where the context is shorter than the window.
+    """
+    return np.asarray(np.where(window > 0, -1.0 + 0.1 * np.log2(share), 0.0))
 
 
 def causal_pairs(isl: Array, prefix: Array, window: Array) -> Array:
@@ -115,7 +123,11 @@ def attention_decode_work(
     arithmetic = flops / p.rate(np.asarray(BF16))
     floor = np.maximum(arithmetic, p.fastest(size))
     coordinates = (
-        np.log2(span), np.log2(batch * kv_heads), np.log2(heads / kv_heads), np.log2(head_dim), np.log2(span / context)
+        np.log2(span),
+        np.log2(batch * kv_heads),
+        np.log2(heads / kv_heads),
+        np.log2(head_dim),
+        window_coordinate(window, span / context),
     )
     return Work("attention_decode", pair(np.asarray(BF16), kv), arithmetic, p.streaming(size), floor, coordinates)
 
@@ -263,4 +275,3 @@ def linear_attention_work(
     floor = p.fastest(size)
     coordinates = (np.log2(tokens / batch), np.log2(batch), np.log2(width))
     return Work(op, np.asarray(BF16), arithmetic, p.streaming(size), floor, coordinates)
-

@@ -30,8 +30,8 @@ class Axis(msgspec.Struct, frozen=True):
     count: int
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """Fitted constants of one (device, engine, variant).
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """Fitted constants of one (device, engine, variant). In the file: an array of the attributes in this order.
 
     Attributes:
         gpu, engine, variant: what it was fitted on, ``"*"`` where pooled.

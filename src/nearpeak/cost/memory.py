@@ -105,7 +105,7 @@ def _cut(linears: Sequence[Linear], tp: Array, mixer: Mixer | None = None) -> Ar
 
 
 def kv_bytes(setup: Setup, pool: Pool, tokens: Array) -> Array:
-    """Bytes on one device of what one request of ``tokens`` tokens keeps: its cache, and recurrent states in 32 bits."""
+    """Bytes on one device that one request of ``tokens`` tokens keeps: its cache, and recurrent states in 32 bits."""
     model, tp = setup.model, np.asarray(pool.tp, float)
     states = sum(b.count * state_elements(b.mixer) for b in model.blocks if b.mixer is not None) / tp
     cache = sequence_elements(model, tokens, tp) - states
@@ -127,7 +127,7 @@ def activation_bytes(setup: Setup, pool: Pool) -> Array:
             widest = max(widest, (block.mixer.heads + 2 * block.mixer.kv_heads) * block.mixer.head_dim)
     rows = np.asarray(setup.chunk, float)
     logits = np.asarray(pool.batch, float) * model.vocab * 4.0 / tp
-    return rows * (4 * model.hidden + widest / tp) * BF16_BYTES + logits
+    return np.asarray(rows * (4 * model.hidden + widest / tp) * BF16_BYTES + logits)
 
 
 def largest_batch(setup: Setup, pool: Pool, decoding: bool = True) -> Array:

@@ -128,7 +128,7 @@ def moe_work(
     compute, traffic = padded * flops / rate, p.streaming(weights + activations)
     # A power law is sampled, not known: only what a single token surely costs bounds the time from below.
     floor = np.asarray(p.fastest(np.maximum(1.0, topk / moe_ep) * matrices * hidden * width * BYTES[fmt])) * 0.5
-    coordinates = (np.log2(rows / local), np.log2(local), np.log2(hidden), np.log2(width), skew, np.log2(topk))
+    coordinates = (np.log2(rows / local), np.log2(local), np.log2(moe_ep), np.log2(width), skew, np.log2(topk))
     return Work("moe", fmt, compute, traffic, floor, coordinates)
 
 
@@ -209,4 +209,3 @@ def sampling(p: Platform, batch: ArrayLike, vocab: ArrayLike) -> Array:
 def _activation_bytes(p: Platform, fmt: NDArray[np.intp]) -> Array:
     """Bytes of an activation: 16 bits where the device widens the weights instead of multiplying in their format."""
     return np.asarray(np.where(p.native[fmt], ACTIVATION_BYTES[fmt], OUTPUT_BYTES))
-

@@ -1,11 +1,10 @@
 """A device under an engine, with the constants that its operators run by.
 
-Constants are looked up from the particular to the general: this device under this engine; this device under any
-engine; a measured device of the same architecture or maker, with the same kind of memory; all measured devices pooled. What was found says how
-far a prediction can be trusted: *measured*, *transferred* or *datasheet*.
+Constants are looked up from the particular to the general: this device under this engine; this device otherwise; a
+measured device of the same architecture or maker, with the same kind of memory; all measured devices pooled. What was
+found says how far a prediction can be trusted: *measured*, *transferred* or *datasheet*.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +19,9 @@ from nearpeak.hardware import device as catalogued
 
 Evidence = Literal["measured", "transferred", "datasheet"]
 BF16 = code("bf16")
+
+EVERY_ENGINE = "nccl"
+"""What all engines run alike: entries under this name are theirs."""
 
 UNCALIBRATED = (4e-6, 0.7, 0.75)
 """Launch seconds and achieved fractions of peak rate and of bandwidth that kernels are assumed to reach where nothing
@@ -200,7 +202,7 @@ def _resolve(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
     found: list[Entry] = []
     said: list[Evidence] = []
     for variant in variants:
-        entry, kind = _lookup(p, operator.entries, variant_name(variant))
+        entry, kind = _lookup(p, operator.entries, variant)
         found.append(entry)
         said.append(kind)
     factors = {"transferred": operator.transferred, "datasheet": operator.datasheet}
@@ -215,26 +217,38 @@ def _resolve(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
     )
 
 
-def _lookup(p: Platform, entries: tuple[Entry, ...], variant: str) -> tuple[Entry, Evidence]:
-    known = {(e.gpu, e.engine, e.variant): e for e in entries}
-    for gpu, engine, name in _from_particular_to_general(p, entries, variant):
-        if (entry := known.get((gpu, engine, name))) is not None:
-            if name != variant:
-                return entry, "datasheet"
-            return entry, "transferred" if POOLED in (gpu, engine) or gpu != p.device.name else "measured"
-    launch, compute, traffic = UNCALIBRATED
-    blank = tuple(bytes(len(table)) for table in entries[0].tables)
-    return Entry(POOLED, POOLED, POOLED, launch, compute, traffic, blank, 1.0, UNCALIBRATED_FACTORS, 0), "datasheet"
+def _lookup(p: Platform, entries: tuple[Entry, ...], variant: int) -> tuple[Entry, Evidence]:
+    """The entry that is nearest to what is asked for, and what kind of evidence it is.
 
-
-def _from_particular_to_general(
-    p: Platform, entries: tuple[Entry, ...], variant: str
-) -> Iterator[tuple[str, str, str]]:
+    Device before format before engine: a product in another format on the same device is nearer than one in the same
+    format on another device that multiplies it at another pace.
+    """
     gpus = (p.device.name, *_siblings(p.device, {e.gpu for e in entries}), POOLED)
-    for name in (variant, POOLED):
-        for gpu in gpus:
-            for engine in (p.engine, p.engine.partition("/")[0], POOLED):
-                yield gpu, engine, name
+    engines = (p.engine, p.engine.partition("/")[0], EVERY_ENGINE)
+    names = _alike(variant)
+    for gpu in gpus:
+        for name in names if gpu == p.device.name else names[:1]:
+            known = {e.engine: e for e in entries if (e.gpu, e.variant) == (gpu, name)}
+            for engine in engines:
+                if engine in known:
+                    exact = gpu == p.device.name and name == names[0]
+                    return known[engine], "measured" if exact else "transferred"
+            if whole := [e for e in known.values() if "/" not in e.engine]:
+                return max(whole, key=lambda e: e.rows), "transferred"
+    whole = [e for e in entries if e.gpu == POOLED and e.variant in names] or list(entries)
+    return min(whole, key=lambda e: names.index(e.variant) if e.variant in names else len(names)), "transferred"
+
+
+def _alike(variant: int) -> list[str]:
+    """Names of variants: this one, then those whose products run at the same rate, then those in 16 bits."""
+    compute, cache = divmod(int(variant), len(FORMATS))
+    own = FORMATS[cache] if compute == 0 else FORMATS[compute - 1]
+    same = [f for f in FORMATS if f.rate == own.rate and f is not own]
+    products = [own, *same, FORMATS[BF16]]
+    if compute == 0:
+        return [f.name for f in products]
+    caches = [FORMATS[cache].name, *(f.name for f in FORMATS if f.bits == FORMATS[cache].bits), FORMATS[BF16].name]
+    return [f"{f.name}+{c}" for f in products for c in caches]
 
 
 def _siblings(device: Device, measured: set[str]) -> list[str]:

@@ -193,9 +193,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not a TOML file: {error}") from error
 
 
-def _built(
-    section: str, tables: Tables, schema: type[E], build: Callable[[str, E], V]
-) -> dict[str, V]:
+def _built(section: str, tables: Tables, schema: type[E], build: Callable[[str, E], V]) -> dict[str, V]:
     built = {}
     for name, (path, entry) in tables[section].items():
         if not re.fullmatch(r"[a-z0-9_]+", name):

@@ -6,8 +6,19 @@ from typing import Literal
 
 DeviceKind = Literal["gpu", "tpu", "accelerator", "apu", "fpga", "cpu"]
 LinkKind = Literal[
-    "nvlink", "xgmi", "pcie", "ethernet", "infiniband", "slingshot", "cxl", "nvme", "onchip", "optical",
-    "ici", "upi", "thunderbolt",
+    "nvlink",
+    "xgmi",
+    "pcie",
+    "ethernet",
+    "infiniband",
+    "slingshot",
+    "cxl",
+    "nvme",
+    "onchip",
+    "optical",
+    "ici",
+    "upi",
+    "thunderbolt",
 ]
 
 

@@ -8,6 +8,7 @@ processor's cache. Nothing is sampled: what the space holds is what is priced.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,25 @@ MOST_BATCH = 4096
 
 @dataclass(frozen=True)
 class Candidate:
-    """One Setup that was priced, the techniques in it, and what the goal makes of it (less is better)."""
+    """One Setup that was priced, the techniques in it, and what the goal makes of it (less is better).
+
+    It is the one at ``index`` of a ``block``, and is taken out of it when it is asked for.
+    """
 
     score: float
-    setup: Setup
     variant: Variant
+    block: Setup
+    index: tuple[int, ...]
+
+    @cached_property
+    def setup(self) -> Setup:
+        """The single configuration."""
+        return self.block.at(self.index)
+
+    @cached_property
+    def devices(self) -> int:
+        """Devices in all."""
+        return int(np.broadcast_to(self.block.devices, self.block.shape)[self.index])
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ def plan(
     if len(seen.unpriced) == len({f.node.device.name for f in fleets}):
         names = ", ".join(sorted(seen.unpriced))
         raise NearpeakError(f"no price is catalogued for {names}; give one with --price {names.split(',')[0]}=DOLLARS")
-    candidates = sorted(seen.candidates, key=lambda c: (c.score, int(c.setup.devices), -c.variant.quality))
+    candidates = sorted(seen.candidates, key=lambda c: (c.score, c.devices, -c.variant.quality))
     return Plans(
         candidates=tuple(candidates),
         front=_skyline(seen.points),
@@ -228,7 +243,7 @@ def _price(seen: _Seen, platform: Platform, goal: Goal, fleet: Fleet, variants: 
     meets = starts & (worst <= 1)
 
     def candidate(index: tuple[int, ...]) -> Candidate:
-        return Candidate(float(value[index]), block.at(index), variants[index[2]])
+        return Candidate(float(value[index]), variants[index[2]], block, index)
 
     _keep_points(seen, predicted, block, starts & _within(over, shape), meets, candidate)
     if meets.any():

@@ -5,6 +5,7 @@ from typing import Any
 
 from nearpeak.hardware import Device
 from nearpeak.measure import Comparison, Measurement, compare
+from nearpeak.report import format as write
 from nearpeak.techniques import Technique
 from nearpeak.workload import Architecture, Experts, parameters
 
@@ -110,18 +111,17 @@ def measurement_record(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def comparison_row(compared: Comparison) -> dict[str, Any]:
-    """One figure, predicted beside measured."""
+def comparison_row(compared: Comparison) -> dict[str, str]:
+    """One figure, predicted beside measured, as text."""
     predicted, measured = compared.predicted, compared.measured
+    unit = write.size if compared.name == "memory" else write.seconds
     return {
         "figure": compared.name,
-        "predicted": predicted.value,
-        "predicted_low": predicted.low,
-        "predicted_high": predicted.high,
-        "measured": measured.value,
-        "measured_low": measured.low,
-        "measured_high": measured.high,
-        "measured_over_predicted": compared.ratio,
+        "predicted": unit(predicted.value),
+        "80 % interval": write.interval(predicted.low, predicted.high, unit),
+        "measured": unit(measured.value),
+        "of the median": write.interval(measured.low, measured.high, unit) if measured.high > measured.low else "once",
+        "ratio": write.digits(compared.ratio),
         "inside": "yes" if compared.inside else "no",
         "evidence": predicted.evidence,
     }
