@@ -23,11 +23,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def techniques_page() -> str:
     """Every technique: what it does, when it applies, what it keeps, where it comes from."""
-    rows = [
-        (f"`{t.name}`", t.title, t.slot, f"{t.quality.low:.3g} to {t.quality.high:.3g}",
-         f"`nearpeak apply MODEL_DIR {t.command} --out OUT`" if t.command else "by the engine, or in a published checkpoint", t.paper)
-        for t in techniques().values()
-    ]  # fmt: skip
+    rows = []
+    for t in techniques().values():
+        done = f"`nearpeak apply MODEL_DIR {t.command} --out OUT`" if t.command else "by the engine, or as published"
+        kept = f"{t.quality.low:.3g} to {t.quality.high:.3g}"
+        rows.append((f"`{t.name}`", t.title, t.slot, kept, done, t.paper))
     return (
         f"{NOTE}# Techniques\n\nWhat `nearpeak plan` chooses from; `nearpeak techniques NAME` says more. Two of one "
         "slot exclude each other. *Kept* is the share of the model's task quality that remains, with its source in "

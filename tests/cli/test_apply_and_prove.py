@@ -9,8 +9,8 @@ pytest.importorskip("transformers")
 
 
 def test_a_plans_technique_is_carried_out(run, tiny_llama, tmp_path):
-    plan = run("plan", "Qwen/Qwen3-8B", "--gpus", "rtx_4090:1", "--isl", "100", "--osl", "100", "--technique", "rtn-int4",
-               "--json")  # fmt: skip
+    asked = "plan Qwen/Qwen3-8B --gpus rtx_4090:1 --isl 100 --osl 100 --technique rtn-int4 --json"
+    plan = run(*asked.split())
     assert plan.json["plans"][0]["techniques"] == ["rtn-int4"]
     (tmp_path / "plan.json").write_text(plan.out)
     applied = run("apply", tiny_llama, "--plan", tmp_path / "plan.json", "--out", tmp_path / "int4", "--json")
