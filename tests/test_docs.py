@@ -22,7 +22,7 @@ def commands():
                     yield pytest.param(line.removeprefix("$ "), id=f"{page.name}: {line[11:50]}")
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_every_command_shown_with_a_prompt_runs(command, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEARPEAK_HOME", str(tmp_path))

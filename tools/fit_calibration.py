@@ -7,16 +7,15 @@ squares on the logarithm of the time, and correction tables by penalized least s
 kernel of an engine where that pays. The same is fitted to all devices and engines at once, for what was never measured.
 
 The report gives median absolute percentage errors: in sample; with whole sites left out (one (n, k) of a product, one
-family of heads or of experts; five folds); with a whole device left out; and of a roofline with two constants.
+family of heads or of experts; five folds); with a whole device left out, by the measured device most like it (sibling)
+and by all others together (pooled); and of a roofline with two constants.
 """
 
 import argparse
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import least_squares
 
+from measured_operators import SITES, Sample, samples
 from nearpeak.cost.calibration import (
     POOLED,
     Axis,
@@ -34,14 +34,12 @@ from nearpeak.cost.calibration import (
     decode,
     join,
 )
-from nearpeak.cost.files import read_table
-from nearpeak.cost.platform import UNCALIBRATED, variant_name
-from nearpeak.cost.tables import READINGS, groups, platform_named
+from nearpeak.cost.platform import siblings
+from nearpeak.hardware import device
 
 Array = NDArray[np.float64]
-Column = NDArray[Any]
 TARGET = Path(__file__).parents[1] / "src/nearpeak/cost/data/calibration.json"
-SOURCE = "operators as serving engines run them on A100, H100, B200 and RTX PRO 6000 (AIConfigurator, Apache-2.0)"
+SOURCE = "published measurements of operators as serving engines run them on A100, H100, B200 and RTX PRO 6000"
 FOLDS = 5
 ENOUGH = 60
 """Rows below which a (device, engine, variant) gets no entry of its own."""
@@ -102,9 +100,9 @@ HEADS = Axis("heads", 0, 1.75, 5)
 LATENT_HEADS = Axis("heads", 0, 2.3333333, 4)
 WIDTH = Axis("heads or channels", 0, 2, 5)
 RING = Layout((Axis("bytes", 8, 1, 23), Axis("ranks", 1, 1, 3)), ((0, 1),), 0.3)
-LATENT_PREFILL = Layout((Axis("isl", 0, 2.5, 7), Axis("batch", 0, 2, 5), LATENT_HEADS), ((0, 1, 2),), 0.3)
-LATENT_DECODE = Layout((Axis("context", 1, 2.5, 8), Axis("batch", 0, 2, 6), LATENT_HEADS), ((0, 1, 2),), 0.3)
-ABSORBED = Layout((Axis("tokens", 0, 1, 16), HEADS), ((0, 1),), 0.3)
+LATENT_PREFILL = Layout((Axis("isl", 0, 2.5, 7), Axis("batch", 0, 2.6666667, 4), LATENT_HEADS), ((0, 1, 2),), 0.3)
+LATENT_DECODE = Layout((Axis("context", 1, 2.5, 8), Axis("batch", 0, 2.5, 5), LATENT_HEADS), ((0, 1, 2),), 0.3)
+ABSORBED = Layout((Axis("tokens", 0, 1.5, 11), HEADS), ((0, 1),), 0.3)
 SCAN = Layout((Axis("tokens", 0, 2, 9), Axis("batch", 0, 2, 6), WIDTH), ((0, 1), (0, 2), (1, 2)), 0.3)
 STEP = Layout((Axis("tokens", 0, 1, 2), Axis("batch", 0, 1, 11), WIDTH), ((1, 2),), 0.3)
 LAYOUTS |= dict.fromkeys(("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "allreduce_custom"), RING)
@@ -113,94 +111,6 @@ LAYOUTS |= dict.fromkeys(("mla_decode", "mla_decode_module"), LATENT_DECODE)
 LAYOUTS |= dict.fromkeys(("mla_bmm_pre", "mla_bmm_post"), ABSORBED)
 LAYOUTS |= dict.fromkeys(("recurrence_context", "convolution_context"), SCAN)
 LAYOUTS |= dict.fromkeys(("recurrence_generation", "convolution_generation"), STEP)
-
-SITES = {
-    "gemm": ("n", "k"),
-    "attention_prefill": ("num_heads", "num_key_value_heads", "head_dim", "window_size"),
-    "attention_decode": ("num_heads", "num_key_value_heads", "head_dim", "window_size"),
-    "moe": ("hidden_size", "inter_size", "topk", "num_experts"),
-    "mla_prefill": ("num_heads",),
-    "mla_decode": ("num_heads",),
-    "mla_bmm": ("num_heads",),
-    "linear_attention": ("num_v_heads", "num_k_heads", "nheads"),
-    "collective": ("message_size",),
-    "allreduce_custom": ("message_size",),
-}
-"""Columns whose values make one site of a table: what is left out together."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Measurements of one operator and the physics of each; arrays ``[rows]``."""
-
-    gpu: Column
-    engine: Column
-    kernel: Column
-    variant: Column
-    site: NDArray[np.int64]
-    compute: Array
-    traffic: Array
-    floor: Array
-    coordinates: tuple[Array, ...]
-    seconds: Array
-
-    def where(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> "Sample":
-        """Some of the rows."""
-        plain = {n: getattr(self, n)[rows] for n in self.__dataclass_fields__ if n != "coordinates"}
-        return Sample(**plain, coordinates=tuple(c[rows] for c in self.coordinates))
-
-    @property
-    def rows(self) -> int:
-        """How many."""
-        return int(self.seconds.size)
-
-
-def samples(folder: Path, table: str) -> dict[str, Sample]:
-    """Measurements of one table by the operator that they are of."""
-    parts: dict[str, list[Sample]] = {}
-    for file in sorted((folder / table).glob("*.parquet")):
-        columns = read_table(file)
-        measured = np.asarray(columns["seconds"], float)
-        sites = _sites(columns, SITES[table])
-        errors = np.full(measured.size, "", object)
-        for group in groups(columns, table, errors):
-            blank = platform_named(group.gpu, "", Calibration("", {}))
-            work = READINGS[table].work(blank, group.kinds, group.numbers)
-            size = (group.rows.size,)
-            names = np.array([variant_name(v) for v in np.broadcast_to(work.variant, size)], object)
-            engine, kernel = (np.full(size, group.kinds[n], object) for n in ("backend", "kernel_source"))
-            compute, traffic, floor = (np.broadcast_to(a, size) for a in (work.compute, work.traffic, work.floor))
-            sample = Sample(
-                gpu=np.full(size, group.gpu, object),
-                engine=engine,
-                kernel=kernel,
-                variant=names,
-                site=sites[group.rows],
-                compute=compute,
-                traffic=traffic,
-                floor=floor,
-                coordinates=tuple(np.broadcast_to(c, size) for c in work.coordinates),
-                seconds=measured[group.rows],
-            )
-            parts.setdefault(work.op, []).append(sample)
-        if np.any(errors != ""):
-            print(f"{file.name}: {np.sum(errors != '')} rows not read, e.g. {errors[errors != ''][0]}")
-    return {op: _concatenated(found) for op, found in parts.items()}
-
-
-def _concatenated(parts: list[Sample]) -> Sample:
-    plain = {
-        n: np.concatenate([getattr(p, n) for p in parts]) for n in Sample.__dataclass_fields__ if n != "coordinates"
-    }
-    axes = range(len(parts[0].coordinates))
-    return Sample(**plain, coordinates=tuple(np.concatenate([p.coordinates[a] for p in parts]) for a in axes))
-
-
-def _sites(columns: dict[str, Column], names: tuple[str, ...]) -> NDArray[np.int64]:
-    """A number for each site that does not depend on the rest of the table."""
-    present = [columns[n] for n in names if n in columns]
-    keys = [" ".join(str(v) for v in row) for row in zip(*present, strict=True)]
-    return np.array([zlib.crc32(k.encode()) for k in keys], np.int64)
 
 
 @dataclass(frozen=True)
@@ -354,16 +264,16 @@ class Scores:
 
     within: Array
     site: Array
-    gpu: Array
+    sibling: Array
+    pooled: Array
     plain: Array
-    datasheet: Array
 
 
 def calibrate(op: str, s: Sample) -> tuple[OperatorCalibration, Scores]:
     """All entries of one operator, and how good they are."""
     layout, keep = LAYOUTS[op], chosen(s)
     truth = np.log(s.seconds)
-    within, site, out = (np.full(s.rows, np.nan) for _ in range(3))
+    within, site, sibling, out = (np.full(s.rows, np.nan) for _ in range(4))
     found = []
     for key in keys(s, keep):
         whole = fit(layout, s.where(thinned(key.rows)))
@@ -378,14 +288,15 @@ def calibrate(op: str, s: Sample) -> tuple[OperatorCalibration, Scores]:
             site[key.rows] = left_out
         found.append(_entry(key, whole, factors))
     for gpu in np.unique(s.gpu):
-        out[s.gpu == gpu] = gpu_out(layout, s, keep, str(gpu))
-    uncalibrated = np.log(uncorrected(np.array(UNCALIBRATED), s)) - truth
+        sibling[s.gpu == gpu], out[s.gpu == gpu] = gpu_out(layout, s, keep, str(gpu))
     plain = np.log(np.maximum(s.compute, s.traffic) / 0.8 + 3e-6) - truth
-    transferred, datasheet = _factors(out), _factors(uncalibrated)
+    transferred, pooled = _factors(sibling), _factors(out)
+    datasheet = min(transferred[0] or pooled[0], pooled[0]), max(transferred[1], pooled[1])
+    transferred = transferred if transferred[0] else datasheet
     # One site alone, or a pooled entry: its own error is unknown, that of a transfer is the honest stand-in.
-    judged = tuple(e if e.factors[0] else msgspec.structs.replace(e, factors=transferred) for e in found)
+    judged = tuple(e if e.factors[0] else msgspec.structs.replace(e, factors=datasheet) for e in found)
     calibration = OperatorCalibration(layout.axes, layout.tables, transferred, datasheet, judged)
-    return calibration, Scores(within, site, out, plain, uncalibrated)
+    return calibration, Scores(within, site, sibling, out, plain)
 
 
 def _factors(log_ratio: Array) -> tuple[float, float]:
@@ -409,23 +320,22 @@ def site_out(layout: Layout, s: Sample) -> Array:
     return ratio
 
 
-def gpu_out(layout: Layout, s: Sample, keep: NDArray[np.bool_], gpu: str) -> Array:
-    """Logarithms of predicted over measured on a device, by what the other devices say of it."""
+def gpu_out(layout: Layout, s: Sample, keep: NDArray[np.bool_], gpu: str) -> tuple[Array, Array]:
+    """Logarithms of predicted over measured on a device left out: by its nearest sibling, and by all others pooled."""
     rest, here = s.where((s.gpu != gpu) & keep), s.where(s.gpu == gpu)
-    ratio = np.full(here.rows, np.nan)
+    near = siblings(device(gpu), set(np.unique(s.gpu)))
+    by_sibling, by_all = np.full(here.rows, np.nan), np.full(here.rows, np.nan)
     for engine, variant in {*zip(here.engine, here.variant, strict=True)}:
-        rows = (here.engine == engine) & (here.variant == variant)
-        for same in (
-            (rest.engine == engine) & (rest.variant == variant),
-            rest.variant == variant,
-            rest.engine == engine,
-            np.ones(rest.rows, bool),
-        ):
-            if np.sum(same) >= ENOUGH:
-                general = fit(layout, rest.where(thinned(np.flatnonzero(same))))
+        rows = np.flatnonzero((here.engine == engine) & (here.variant == variant))
+        alike = rest.variant == variant
+        of_siblings = [alike & (rest.gpu == other) & (rest.engine == engine) for other in near]
+        of_siblings += [alike & (rest.gpu == other) for other in near]
+        for ratio, sources in ((by_sibling, of_siblings), (by_all, [alike, np.ones(rest.rows, bool)])):
+            source = next((x for x in sources if np.sum(x) >= ENOUGH), None)
+            if source is not None:
+                general = fit(layout, rest.where(thinned(np.flatnonzero(source))))
                 ratio[rows] = general.log_seconds(layout, here.where(rows)) - np.log(here.seconds[rows])
-                break
-    return ratio
+    return by_sibling, by_all
 
 
 def _entry(key: Key, found: Fit, factors: tuple[float, float]) -> Entry:
@@ -442,7 +352,7 @@ def report(op: str, s: Sample, scores: Scores) -> None:
     """One line for each device."""
     for gpu in np.unique(s.gpu):
         rows = s.gpu == gpu
-        figures = [getattr(scores, n)[rows] for n in ("plain", "within", "site", "gpu")]
+        figures = [getattr(scores, n)[rows] for n in ("plain", "within", "site", "sibling", "pooled")]
         text = "  ".join(f"{error(f[~np.isnan(f)]):8.1f}" for f in figures)
         print(f"{op:24s} {gpu:20s} {np.sum(rows):8d}  {text}", flush=True)
 
@@ -456,7 +366,7 @@ def main() -> None:
     given = parser.parse_args()
     only = given.only.split(",") if given.only else list(SITES)
     operators = dict(decode(TARGET.read_bytes()).operators) if given.only and TARGET.exists() else {}
-    heads = "  ".join(f"{name:>8s}" for name in ("rows", "roofline", "in", "site out", "gpu out"))
+    heads = "  ".join(f"{name:>8s}" for name in ("rows", "roofline", "in", "site out", "sibling", "pooled"))
     print(f"{'median error, %':24s} {'device':20s} {heads}")
     for table in only:
         for op, sample in samples(given.measurements, table).items():

@@ -110,7 +110,9 @@ def _fit(groups: list[Group], name: str) -> Engine:
 
 
 def _engine(constants: Array) -> Engine:
-    return Engine(**dict(zip(CONSTANTS, constants.tolist(), strict=True)), intervals={})
+    # Three digits: the rest is noise, and what vanishes is zero.
+    rounded = [float(f"{c:.3g}") if c > 1e-9 else 0.0 for c in constants]
+    return Engine(**dict(zip(CONSTANTS, rounded, strict=True)), intervals={})
 
 
 def _left_out(groups: list[Group], name: str) -> dict[str, Array]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nearpeak.cost.calibration import Axis, Calibration, Entry, OperatorCalibration, corners, decode, join, shipped
-from nearpeak.cost.platform import Work, platform, seconds
+from nearpeak.cost.platform import Work, evidence, platform, seconds
 from nearpeak.errors import NearpeakError
 from nearpeak.hardware import device, link
 
@@ -82,11 +82,33 @@ def test_a_broken_calibration_is_refused_with_the_place(broken, complaint):
         decode(broken)
 
 
-def test_constants_are_looked_up_from_the_particular_to_the_general():
-    p = platform(device("h100_sxm"), None, "vllm/some_kernel", one())
-    assert seconds(p, at(0, 2)) == pytest.approx(2.001e-3)
-    assert seconds(platform(device("h200_sxm"), None, "vllm", one()), at(0, 2)) == pytest.approx(2.001e-3)
-    assert seconds(platform(device("a100_sxm"), None, "vllm", one()), at(0, 2)) != pytest.approx(2.001e-3)
+@pytest.mark.parametrize(
+    ("gpu", "engine", "found"),
+    [
+        ("h100_sxm", "vllm", 0.5),
+        ("h100_sxm", "vllm/a_kernel_never_timed", 0.5),
+        ("h100_sxm", "vllm/triton", 0.3),
+        ("h100_sxm", "an_engine_never_timed", 0.2),  # the one with the most rows
+        ("h200_sxm", "vllm", 0.5),  # the same architecture
+        ("a100_sxm", "vllm", 0.5),  # the same maker and kind of memory
+        ("rtx_pro_6000_server", "vllm", 0.1),
+        ("mi300x", "vllm", 0.1),
+    ],
+)
+def test_constants_are_looked_up_from_the_particular_to_the_general(gpu, engine, found):
+    entry = one().operators["gemm"].entries[0]
+    entries = tuple(
+        msgspec.structs.replace(entry, gpu=g, engine=e, compute=c, rows=rows)
+        for g, e, c, rows in (
+            ("h100_sxm", "vllm", 0.5, 100), ("h100_sxm", "vllm/triton", 0.3, 900), ("h100_sxm", "sglang", 0.2, 500),
+            ("*", "*", 0.1, 1500),
+        )
+    )  # fmt: skip
+    operator = msgspec.structs.replace(one().operators["gemm"], entries=entries)
+    p = platform(device(gpu), None, engine, Calibration("test", {"gemm": operator}))
+    assert seconds(p, at(0, 2)) == pytest.approx(1e-6 + 1e-3 / found)
+    exact = "measured" if gpu == "h100_sxm" and engine.startswith("vllm") else "transferred"
+    assert evidence(p, "gemm") == ("datasheet" if found == 0.1 else exact)
 
 
 def test_the_shipped_calibration_is_small_and_covers_the_operators():

@@ -10,7 +10,7 @@ from nearpeak.cost.attention import causal_pairs
 from nearpeak.cost.calibration import Calibration
 from nearpeak.cost.operators import expert_loads, gemm_work, tiled_area
 from nearpeak.cost.platform import Platform, platform
-from nearpeak.errors import NearpeakError, UnknownName, UsageError
+from nearpeak.errors import UnknownName, UsageError
 from nearpeak.formats import BYTES, FORMATS, code
 from nearpeak.hardware import device, link
 
@@ -220,9 +220,27 @@ def test_evidence_is_as_strong_as_what_was_measured():
     assert wide_low < low < 1 < high < wide_high
 
 
+def test_formats_that_a_device_widens_run_like_16_bit_products_with_fewer_bytes():
+    for gpu in ("h100_sxm", "h200_sxm", "l40s"):
+        p = on(gpu)
+        assert op.gemm(p, 8192, 8192, 8192, code("nvfp4")) == pytest.approx(op.gemm(p, 8192, 8192, 8192), rel=0.35)
+        assert op.gemm(p, 4, 8192, 28672, code("nvfp4")) < 0.6 * op.gemm(p, 4, 8192, 28672)
+
+
+def test_a_device_like_none_that_was_measured_rests_on_its_datasheet():
+    assert op.evidence(platform(device("mi300x"), None), "gemm", code("bf16")) == "datasheet"
+
+
 def test_a_device_without_any_half_precision_or_fp32_rate_is_refused():
     from dataclasses import replace
 
     bare = replace(device("h100_sxm"), rates={"fp64": 1e12})
-    with pytest.raises(NearpeakError, match="no rate"):
+    with pytest.raises(UsageError, match="no rate"):
         platform(bare, None)
+
+
+def test_a_format_that_a_device_cannot_multiply_is_refused_by_name():
+    p = platform(device("tpu_v5e"), None)
+    assert op.gemm(p, 128, 8192, 8192) > 0
+    with pytest.raises(UsageError, match="fp32"):
+        op.gemm(p, 128, 8192, 8192, [code("bf16"), code("fp32")])

@@ -7,6 +7,7 @@ import pytest
 
 from nearpeak.cost import closed_loop, costs, platform_of, predict, predict_serving_table
 from nearpeak.cost.engine import engine
+from nearpeak.cost.runs import setup_of
 from nearpeak.errors import UnknownName, UsageError
 from nearpeak.hardware import node_of
 from nearpeak.plan import base_setup
@@ -114,3 +115,12 @@ def test_a_table_without_its_columns_is_refused_by_name():
 def test_an_unknown_engine_is_named():
     with pytest.raises(UnknownName, match="vlm"):
         predict(platform_of(SHARED), replace(SHARED, engine="vlm"))
+
+
+def test_devices_that_a_harness_counts_twice_are_counted_once():
+    sizes = {"tp_size": [64.0, 8.0, 4.0], "moe_tp_size": [8.0, 1.0, 2.0], "moe_ep_size": [8.0, 8.0, 2.0]}
+    asked = table(model="deepseek-ai/DeepSeek-V3", gpu="b200_sxm", **sizes)
+    setup = setup_of(asked, np.arange(3), read("deepseek-ai/DeepSeek-V3"), node_of("b200"), "vllm")
+    assert setup.decode.tp.tolist() == [8, 8, 4]
+    assert setup.decode.moe_tp.tolist() == [1, 1, 2]
+    assert setup.decode.moe_ep.tolist() == [8, 8, 2]

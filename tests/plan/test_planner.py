@@ -7,7 +7,7 @@ import pytest
 
 from nearpeak.cost import costs, platform_of, predict
 from nearpeak.errors import NearpeakError, UsageError
-from nearpeak.hardware import node_of
+from nearpeak.hardware import lite_node, node_of
 from nearpeak.plan import Fleet, Goal, base_setup, explain, explained, layouts, plan, record, variants
 from nearpeak.plan.planner import _blocks, _undominated
 from nearpeak.plan.space import batches, replicated
@@ -168,3 +168,24 @@ def test_a_plan_is_plain_json(plans):
 
     text = json.dumps(record(explained(plans.candidates[0])), allow_nan=False)
     assert json.loads(text)["figures"]["ttft"]["evidence"] in ("measured", "transferred", "datasheet")
+
+
+def test_a_setup_too_large_for_its_devices_is_told_before_it_starts():
+    large = explain(base_setup(MODEL, node_of("l4"), "vllm", 1000, 100))
+    assert not large.starts
+    assert "needs" in large.verdict
+    assert explain(base_setup(MODEL, node_of("h200"), "vllm", 1000, 100)).starts
+
+
+def test_lite_gpus_of_equal_arithmetic_pay_for_their_links():
+    whole, parts = node_of("h100"), lite_node(node_of("h100"), 4)
+    rate = whole.count * whole.device.rates["bf16"]
+    assert parts.count * parts.device.rates["bf16"] == pytest.approx(rate)
+    small = read("meta-llama/Meta-Llama-3.1-8B")
+    one = explain(base_setup(small, whole, "vllm", 1000, 100))
+    four = base_setup(small, parts, "vllm", 1000, 100)
+    four = explain(replace(four, decode=replace(four.decode, tp=4)))
+    assert one.decode["communication"] == 0
+    assert four.decode["communication"] > 0
+    found = plan(small, [Fleet(whole, 8, 8), Fleet(parts, 32, 32)], Goal(tpot=0.02), 1000, 100)
+    assert {c.setup.node.device.name for c in found.candidates} == {whole.device.name, parts.device.name}

@@ -59,7 +59,8 @@ class OperatorCalibration(msgspec.Struct, frozen=True):
 
     Attributes:
         axes: of the corrections' coordinates. tables: which axes each table spans.
-        transferred, datasheet: factors like an entry's, for a device left out of the fit and for no calibration at all.
+        transferred, datasheet: factors like an entry's, for a device left out of the fit: predicted by the measured
+            device most like it, and by all others pooled.
         entries: the fits.
     """
 

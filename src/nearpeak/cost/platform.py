@@ -2,7 +2,8 @@
 
 Constants are looked up from the particular to the general: this device under this engine; this device otherwise; a
 measured device of the same architecture or maker, with the same kind of memory; all measured devices pooled. What was
-found says how far a prediction can be trusted: *measured*, *transferred* or *datasheet*.
+found says how far a prediction can be trusted: *measured*, *transferred* (from a device like it, or from another
+engine or format on this one), or *datasheet* (a device like none that was measured).
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.cost.calibration import POOLED, Array, Calibration, Entry, corners, corrections, join, shipped
-from nearpeak.errors import NearpeakError
-from nearpeak.formats import FORMATS, code
+from nearpeak.errors import UsageError
+from nearpeak.formats import FORMATS, Format, code
 from nearpeak.hardware import Device, Link, MemoryLevel
 from nearpeak.hardware import device as catalogued
 
@@ -23,10 +24,10 @@ BF16 = code("bf16")
 EVERY_ENGINE = "nccl"
 """What all engines run alike: entries under this name are theirs."""
 
-UNCALIBRATED = (4e-6, 0.7, 0.75)
+UNCALIBRATED = (8e-6, 0.55, 0.6)
 """Launch seconds and achieved fractions of peak rate and of bandwidth that kernels are assumed to reach where nothing
 like them was measured."""
-UNCALIBRATED_FACTORS = (0.6, 2.2)
+UNCALIBRATED_FACTORS = (0.5, 3.0)
 
 SHARED_CACHES = ("L2", "L3", "Infinity Cache")
 """Names of cache levels that serve a whole device."""
@@ -96,8 +97,17 @@ class Platform:
         return next((level for level in self.device.memory[1:] if level.name in SHARED_CACHES), None)
 
     def rate(self, fmt: NDArray[np.intp]) -> Array:
-        """Peak FLOP/s of products in a format."""
-        return np.asarray(self.rates[fmt])
+        """Peak FLOP/s of products in a format.
+
+        Raises:
+            UsageError: the device multiplies neither in the format nor in one that its values can be widened to.
+        """
+        found = np.asarray(self.rates[fmt])
+        if np.isnan(found).any():
+            lacking = FORMATS[int(np.asarray(fmt)[np.isnan(found)].flat[0])].name
+            able = ", ".join(f.name for f, rate in zip(FORMATS, self.rates, strict=True) if not np.isnan(rate))
+            raise UsageError(f"device {self.device.name!r} cannot multiply {lacking}; it can {able}")
+        return found
 
     def streaming(self, size: Array) -> Array:
         """Seconds to read or write ``size`` bytes once at the datasheet's bandwidth."""
@@ -116,17 +126,18 @@ def platform(
     """Resolve a device under an engine. ``link``: to its peers in a node, None for a device alone.
 
     Raises:
-        NearpeakError: the datasheet has no rate at which the device multiplies bf16.
+        UsageError: the datasheet has no rate at which the device multiplies bf16, or anything that bf16 widens to.
     """
-    rates, native = np.zeros(len(FORMATS)), np.zeros(len(FORMATS), bool)
+    rates, native = np.full(len(FORMATS), np.nan), np.zeros(len(FORMATS), bool)
     for i, fmt in enumerate(FORMATS):
         key: str | None = fmt.rate
         native[i] = key in device.rates
         while key is not None and key not in device.rates:
             key = _FALLBACK.get(key)
-        if key is None:
-            raise NearpeakError(f"device {device.name!r} has no rate for {fmt.name}; it has {', '.join(device.rates)}")
-        rates[i] = device.rates[key]
+        if key is not None:
+            rates[i] = device.rates[key]
+    if np.isnan(rates[BF16]):
+        raise UsageError(f"device {device.name!r} has no rate for bf16; it has {', '.join(device.rates)}")
     return Platform(device, link, engine, calibration or shipped(), rates, native)
 
 
@@ -142,8 +153,8 @@ def codes(x: ArrayLike) -> NDArray[np.intp]:
 
 def variant_name(variant: int) -> str:
     """The name of a variant in the calibration: the weight's format, or compute+cache formats for attention."""
-    compute, cache = divmod(int(variant), len(FORMATS))
-    return FORMATS[cache].name if compute == 0 else f"{FORMATS[compute - 1].name}+{FORMATS[cache].name}"
+    product, cache = _product(variant)
+    return product.name if cache is None else f"{product.name}+{cache.name}"
 
 
 def pair(compute: NDArray[np.intp], cache: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -223,37 +234,47 @@ def _lookup(p: Platform, entries: tuple[Entry, ...], variant: int) -> tuple[Entr
     Device before format before engine: a product in another format on the same device is nearer than one in the same
     format on another device that multiplies it at another pace.
     """
-    gpus = (p.device.name, *_siblings(p.device, {e.gpu for e in entries}), POOLED)
     engines = (p.engine, p.engine.partition("/")[0], EVERY_ENGINE)
-    names = _alike(variant)
-    for gpu in gpus:
-        for name in names if gpu == p.device.name else names[:1]:
-            known = {e.engine: e for e in entries if (e.gpu, e.variant) == (gpu, name)}
-            for engine in engines:
-                if engine in known:
-                    exact = gpu == p.device.name and name == names[0]
-                    return known[engine], "measured" if exact else "transferred"
-            if whole := [e for e in known.values() if "/" not in e.engine]:
-                return max(whole, key=lambda e: e.rows), "transferred"
-    whole = [e for e in entries if e.gpu == POOLED and e.variant in names] or list(entries)
-    return min(whole, key=lambda e: names.index(e.variant) if e.variant in names else len(names)), "transferred"
+    own, *others = _alike(p, variant)
+    there = [own] if _native(p, variant) else others
+    places = [(p.device.name, name) for name in (own, *others)]
+    places += [(gpu, name) for gpu in siblings(p.device, {e.gpu for e in entries}) for name in there]
+    for gpu, name in places:
+        known = {e.engine: e for e in entries if (e.gpu, e.variant) == (gpu, name)}
+        for engine in engines:
+            if engine in known:
+                return known[engine], "measured" if (gpu, name) == places[0] else "transferred"
+        if whole := [e for e in known.values() if "/" not in e.engine]:
+            return max(whole, key=lambda e: e.rows), "transferred"
+    names = [own, *others]
+    pooled = [e for e in entries if e.gpu == POOLED and e.variant in names] or list(entries)
+    return min(pooled, key=lambda e: names.index(e.variant) if e.variant in names else len(names)), "datasheet"
 
 
-def _alike(variant: int) -> list[str]:
-    """Names of variants: this one, then those whose products run at the same rate, then those in 16 bits."""
+def _product(variant: int) -> tuple[Format, Format | None]:
+    """The format that a variant multiplies in, and the one that it caches keys and values in, if any."""
     compute, cache = divmod(int(variant), len(FORMATS))
-    own = FORMATS[cache] if compute == 0 else FORMATS[compute - 1]
-    same = [f for f in FORMATS if f.rate == own.rate and f is not own]
-    products = [own, *same, FORMATS[BF16]]
-    if compute == 0:
-        return [f.name for f in products]
-    caches = [FORMATS[cache].name, *(f.name for f in FORMATS if f.bits == FORMATS[cache].bits), FORMATS[BF16].name]
-    return [f"{f.name}+{c}" for f in products for c in caches]
+    return (FORMATS[cache], None) if compute == 0 else (FORMATS[compute - 1], FORMATS[cache])
 
 
-def _siblings(device: Device, measured: set[str]) -> list[str]:
-    """Measured devices to stand in for this one: of its architecture and kind of memory, then of its maker and kind of
-    memory (cards with GDDR run other kernels than those with HBM); those nearest in peak and bandwidth first.
+def _native(p: Platform, variant: int) -> bool:
+    return bool(p.native[FORMATS.index(_product(variant)[0])])
+
+
+def _alike(p: Platform, variant: int) -> list[str]:
+    """Names of variants: this one, then those whose products run at the same rate on the device, 16 bits last."""
+    own, cache = _product(variant)
+    rate = own.rate if _native(p, variant) else FORMATS[BF16].rate
+    products = [own, *(f for f in FORMATS if f.rate == rate and f not in (own, FORMATS[BF16])), FORMATS[BF16]]
+    if cache is None:
+        return list(dict.fromkeys(f.name for f in products))
+    caches = [cache, *(f for f in FORMATS if f.bits == cache.bits), FORMATS[BF16]]
+    return list(dict.fromkeys(f"{f.name}+{c.name}" for f in products for c in caches))
+
+
+def siblings(device: Device, measured: set[str]) -> list[str]:
+    """Names of measured devices to stand in for this one: of its architecture and kind of memory, then of its maker and
+    kind of memory (cards with GDDR run other kernels than those with HBM); nearest in peak and bandwidth first.
     """
     others = [d for name in measured - {POOLED, device.name} if (d := catalogued(name)).vendor == device.vendor]
 

@@ -129,8 +129,8 @@ def setup_of(table: Table, at: NDArray[np.intp], model: Architecture, node: Node
     }
     mode = (text("mode") or ["agg"])[0]
     split = mode == "disagg"
-    decode = _pool(table, at, model, "decode_" if split else "")
-    prefill = _pool(table, at, model, "prefill_") if split else None
+    decode = _pool(table, at, model, node, "decode_" if split else "")
+    prefill = _pool(table, at, model, node, "prefill_") if split else None
     kv = np.full(len(at), code(model.checkpoint.kv))
     isl, osl = (_number(table, name, at, np.nan) for name in ("isl", "osl"))
     return Setup(model, node, engine, isl, osl, decode, prefill, kv=kv, **formats)
@@ -148,16 +148,22 @@ def _format(model: Architecture, part: str, quant: str, precision: str) -> int:
     return code(said)
 
 
-def _pool(table: Table, at: NDArray[np.intp], model: Architecture, prefix: str) -> Pool:
-    """The pool of the rows. Missing sizes are one; experts without a split are cut like the rest."""
-    size = {
-        name: np.maximum(1.0, _number(table, f"{prefix}{column}", at, 1.0))
-        for name, column in (
-            ("tp", "tp_size"), ("pp", "pp_size"), ("dp", "attention_dp_size"), ("moe_tp", "moe_tp_size"),
-            ("moe_ep", "moe_ep_size"), ("replicas", "num_workers"), ("batch", "batch_size"),
-        )
+def _pool(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, prefix: str) -> Pool:
+    """The pool of the rows. Missing sizes are one; experts without a split are cut like the rest.
+
+    Some harnesses report tensor and expert parallelism of the same devices as two factors, and their product as the
+    size of the group ("tp 8, ep 8" as 64 devices). A group larger than a node whose factors are equal is read so.
+    """
+    columns = {
+        "tp": "tp_size", "pp": "pp_size", "dp": "attention_dp_size", "moe_tp": "moe_tp_size", "moe_ep": "moe_ep_size",
+        "replicas": "num_workers", "batch": "batch_size",
     }  # fmt: skip
+    size = {name: np.maximum(1.0, _number(table, f"{prefix}{column}", at, 1.0)) for name, column in columns.items()}
     if any(isinstance(b.ffn, Experts) for b in model.blocks):
-        group = size["tp"] * size["dp"]
-        size["moe_tp"] = np.where(size["moe_tp"] * size["moe_ep"] == 1, group, size["moe_tp"])
+        group, factors = size["tp"] * size["dp"], size["moe_tp"] * size["moe_ep"]
+        twice = (size["moe_tp"] == size["moe_ep"]) & (factors == group) & (group > node.count)
+        size["tp"], size["dp"] = (
+            np.where(twice & (size[name] == group), size["moe_ep"], size[name]) for name in ("tp", "dp")
+        )
+        size["moe_tp"] = np.where(twice, 1.0, np.where(factors == 1, group, size["moe_tp"]))
     return Pool(**size)

@@ -44,6 +44,7 @@ class Explained:
         decode, prefill: seconds of a step by what it spends them on, host overhead included.
         bottleneck: what takes most of the time of a decode step.
         levers: what would move the plan, most helpful for ``tpot`` first.
+        load: share of time that what prefills is busy.
     """
 
     setup: Setup
@@ -55,6 +56,24 @@ class Explained:
     prefill: dict[str, float]
     bottleneck: str
     levers: tuple[Lever, ...]
+    load: float = 0.0
+
+    @property
+    def starts(self) -> bool:
+        """Whether every pool fits in memory, and prompts are served as fast as they come."""
+        return not self.verdict
+
+    @property
+    def verdict(self) -> str:
+        """Why the Setup will not run, and what would help; empty where it will."""
+        for pool, held in self.memory.items():
+            used = sum(v for use, v in held.items() if use != "capacity")
+            if used > held["capacity"]:
+                over = f"needs {used / 1e9:.1f} GB of {held['capacity'] / 1e9:.1f}"
+                return f"will not start: a {pool} device {over}; use more devices, fewer bits or a smaller batch"
+        if self.load >= 1:
+            return f"no steady state: prompts come {self.load:.2f} times as fast as the prefill pool serves them"
+        return ""
 
 
 PARTS = ("matrices", "attention", "experts", "communication", "other")
@@ -111,6 +130,7 @@ def explain(setup: Setup, techniques: tuple[str, ...] = (), quality: float = 1.0
         prefill=_parts(predicted.prefill) | {"engine": float(engine(setup.engine).step)},
         bottleneck=max(decode, key=lambda part: decode[part]),
         levers=levers(setup),
+        load=float(predicted.load),
     )
 
 
@@ -173,6 +193,8 @@ def record(plan: Explained) -> dict[str, Any]:
         "techniques": list(plan.techniques),
         "quality": plan.quality,
         "figures": {name: vars(f) for name, f in plan.figures.items()},
+        "starts": plan.starts,
+        "verdict": plan.verdict,
         "memory": plan.memory,
         "decode_step": plan.decode,
         "prefill_step": plan.prefill,

@@ -39,6 +39,8 @@ def print_prediction(plan: "Explained") -> None:
     """Print every figure of one configuration, and where they come from."""
     out = console()
     out.print(tables.predict_table(plan))
+    if plan.verdict:
+        out.print(plan.verdict, style="bold red")
     out.print(tables.why(plan))
 
 
