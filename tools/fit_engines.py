@@ -1,8 +1,8 @@
-"""Fit the host-side constants of each engine on closed-loop serving runs, and write ``cost/data/engines.json``.
+"""Fit the constants of each engine on closed-loop serving runs, and write ``cost/data/engines.json``.
 
 Usage: python tools/fit_engines.py ../shared/measurements/serving/closed_loop.parquet
 
-For each engine, five constants minimize the absolute log errors of TTFT and TPOT of its aggregated runs (runs with
+For each engine, six constants minimize the absolute log errors of TTFT and TPOT of its aggregated runs (runs with
 separate pools do not say how many workers they had). Intervals are the 10 % and 90 % quantiles of measured over
 predicted where the model was left out of the fit. Without measurements of the device they are widened by what the
 operators' own calibration loses when a device is left out.
@@ -29,9 +29,9 @@ from nearpeak.setup import Setup
 from nearpeak.workload import read
 
 Array = NDArray[np.float64]
-CONSTANTS = ("step", "sequence", "layer", "request", "waves")
-START = (1e-3, 1e-5, 3e-4, 2e-2, 0.3)
-BOUNDS = ((0, 0, 0, 0, 0), (2e-2, 1e-3, 5e-3, 1.0, 1.0))
+CONSTANTS = ("step", "sequence", "graph", "layer", "request", "waves")
+START = (1e-3, 1e-5, 0.9, 3e-4, 2e-2, 0.3)
+BOUNDS = ((0, 0, 0.5, 0, 0, 0), (2e-2, 1e-3, 1.0, 5e-3, 1.0, 1.0))
 FIGURES = ("ttft", "tpot", "latency", "power")
 LOWEST, HIGHEST = 0.1, 0.9
 
@@ -89,7 +89,8 @@ def _residuals(host: Engine, group: Group) -> tuple[Array, Array, Array]:
     batch, osl = np.asarray(group.setup.decode.batch, float), np.asarray(group.setup.osl, float)
     overhead = host.step + host.sequence * batch
     prompt = stage_seconds(group.setup, host, group.prefill.total)
-    times = Times(group.prefill, group.decode, overhead, prompt, group.decode.total + overhead)
+    decode = group.decode * host.graph
+    times = Times(group.prefill, decode, overhead, prompt, decode.total + overhead)
     ttft, tpot, _ = shared(times, host, batch, osl, host.waves)
     measured = group.ttft + (osl - 1) * group.tpot
     return np.log(group.ttft / ttft), np.log(group.tpot / tpot), np.log(measured / (ttft + (osl - 1) * tpot))
@@ -106,13 +107,12 @@ def _fit(groups: list[Group], name: str) -> Engine:
     found = least_squares(error, START, bounds=BOUNDS, x_scale=scale, loss="soft_l1", f_scale=0.05)
     if not found.success:
         raise SystemExit(f"the fit of {name} did not converge: {found.message}")
-    return _engine(found.x)
+    # Three digits: the rest is noise, and what vanishes is zero.
+    return _engine(np.array([float(f"{c:.3g}") if c > 1e-9 else 0.0 for c in found.x]))
 
 
 def _engine(constants: Array) -> Engine:
-    # Three digits: the rest is noise, and what vanishes is zero.
-    rounded = [float(f"{c:.3g}") if c > 1e-9 else 0.0 for c in constants]
-    return Engine(**dict(zip(CONSTANTS, rounded, strict=True)), intervals={})
+    return Engine(**dict(zip(CONSTANTS, constants.tolist(), strict=True)), intervals={})
 
 
 def _left_out(groups: list[Group], name: str) -> dict[str, Array]:

@@ -19,6 +19,7 @@ class Engine:
 
     Attributes:
         step: seconds of every step. sequence: seconds a step spends on each sequence in it.
+        graph: share of the kernels' own times that is left in a captured graph, where one starts while another ends.
         layer: seconds to launch one layer's kernels from the host, where no captured graph does.
         request: seconds to receive, tokenize and admit a request.
         waves: in a closed loop, the share of the other requests' prompts that are served before one's first token.
@@ -27,6 +28,7 @@ class Engine:
 
     step: float
     sequence: float
+    graph: float
     layer: float
     request: float
     waves: float

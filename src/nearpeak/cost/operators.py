@@ -53,10 +53,15 @@ def gemm_work(p: Platform, m: Array, n: Array, k: Array, fmt: NDArray[np.intp]) 
     """The physics of ``gemm``: the best tiling's waves over all units, against each operand moved once."""
     rate = p.rate(fmt)
     size = n * k * BYTES[fmt] + m * k * _activation_bytes(p, fmt) + m * n * OUTPUT_BYTES
-    padded = tiled_area(m, n, float(p.device.units))
+    padded = _worked(p, m, n)
     compute, traffic = 2.0 * padded * k / rate, p.streaming(size)
     floor = np.maximum(2.0 * m * n * k / rate, p.fastest(size))
     return Work("gemm", fmt, compute, traffic, floor, (np.log2(m), np.log2(n), np.log2(k)))
+
+
+def _worked(p: Platform, m: Array, n: Array) -> Array:
+    """Output elements that a product works through: whole tiles on accelerators; a CPU's blocks are a few rows high."""
+    return m * n if p.device.kind == "cpu" else tiled_area(m, n, float(p.device.units))
 
 
 def tiled_area(m: Array, n: Array, units: float) -> Array:
@@ -183,7 +188,7 @@ def mla_bmm_work(
     """``heads`` products ``[tokens, inp] @ [inp, out]`` at once."""
     rate = p.rate(fmt)
     size = heads * (inp * out * BYTES[fmt] + tokens * inp * _activation_bytes(p, fmt) + tokens * out * OUTPUT_BYTES)
-    padded = tiled_area(tokens, out * heads, float(p.device.units))
+    padded = _worked(p, tokens, out * heads)
     floor = np.maximum(2.0 * tokens * heads * inp * out / rate, p.fastest(size))
     return Work(op, fmt, 2.0 * padded * inp / rate, p.streaming(size), floor, (np.log2(tokens), np.log2(heads)))
 

@@ -29,6 +29,10 @@ UNCALIBRATED = (8e-6, 0.55, 0.6)
 like them was measured."""
 UNCALIBRATED_FACTORS = (0.5, 3.0)
 
+ON_CPU = (0.0, 0.85, 0.8)
+"""The same for a CPU, where no GPU's kernels tell anything: what measured peaks leave. Calling an operator costs what
+the engine's constants say."""
+
 SHARED_CACHES = ("L2", "L3", "Infinity Cache")
 """Names of cache levels that serve a whole device."""
 
@@ -168,8 +172,8 @@ def seconds(p: Platform, work: Work) -> Array:
     have = constants(p, work.op, distinct(variant))
     row = have.row[variant]
     time = have.launch[row] + join(work.compute / have.compute[row], work.traffic / have.traffic[row])
-    operator = p.calibration.operators.get(work.op)
-    if operator is not None:
+    if have.tables:
+        operator = p.calibration.operators[work.op]
         log: Array = np.zeros(())
         for spans, table in zip(operator.tables, have.tables, strict=True):
             base = row * (table.size // have.launch.size)
@@ -206,8 +210,9 @@ def _resolve(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
     operator = p.calibration.operators.get(op)
     row = np.zeros(max(variants) + 1, np.intp)
     row[list(variants)] = np.arange(len(variants))
-    if operator is None:
-        launch, compute, traffic = (np.full(len(variants), c) for c in UNCALIBRATED)
+    if operator is None or p.device.kind == "cpu":
+        assumed = ON_CPU if p.device.kind == "cpu" else UNCALIBRATED
+        launch, compute, traffic = (np.full(len(variants), c) for c in assumed)
         kinds: tuple[Evidence, ...] = tuple("datasheet" for _ in variants)
         return Constants(row, launch, compute, traffic, (), kinds, (UNCALIBRATED_FACTORS,) * len(variants))
     found: list[Entry] = []
