@@ -78,7 +78,7 @@ def test_the_front_is_listed_from_fast_to_slow():
 
 
 def test_a_miss_names_the_limit_that_binds_and_how_far_each_is():
-    miss = Miss(Candidate(1.0, SPLIT, Variant(SPLIT, (), 1.0)), {"ttft": 1.8, "tpot": 0.5, "rate": 1.25})
+    miss = Miss(Candidate(1.0, Variant(SPLIT, (), 1.0), SPLIT, ()), {"ttft": 1.8, "tpot": 0.5, "rate": 1.25})
     text = shown(miss_text(miss))
     assert "binds is ttft" in text
     lines = [line.split() for line in text.splitlines()]

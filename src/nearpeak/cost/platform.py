@@ -241,9 +241,12 @@ def _lookup(p: Platform, entries: tuple[Entry, ...], variant: int) -> tuple[Entr
     """
     engines = (p.engine, p.engine.partition("/")[0], EVERY_ENGINE)
     own, *others = _alike(p, variant)
-    there = [own] if _native(p, variant) else others
     places = [(p.device.name, name) for name in (own, *others)]
-    places += [(gpu, name) for gpu in siblings(p.device, {e.gpu for e in entries}) for name in there]
+    for gpu in siblings(p.device, {e.gpu for e in entries}):
+        # On a device of its own architecture, another format at the same pace says more than this one elsewhere.
+        related = catalogued(gpu).architecture == p.device.architecture
+        native = [own, *others[:-1]] if related else [own]
+        places += [(gpu, name) for name in (native if _native(p, variant) else others)]
     for gpu, name in places:
         known = {e.engine: e for e in entries if (e.gpu, e.variant) == (gpu, name)}
         for engine in engines:
@@ -270,7 +273,9 @@ def _alike(p: Platform, variant: int) -> list[str]:
     """Names of variants: this one, then those whose products run at the same rate on the device, 16 bits last."""
     own, cache = _product(variant)
     rate = own.rate if _native(p, variant) else FORMATS[BF16].rate
-    products = [own, *(f for f in FORMATS if f.rate == rate and f not in (own, FORMATS[BF16])), FORMATS[BF16]]
+    paces = {f: (f.rate == rate, p.rates[i] == p.rates[FORMATS.index(own)]) for i, f in enumerate(FORMATS)}
+    same = [f for f in FORMATS if any(paces[f]) and f not in (own, FORMATS[BF16])]
+    products = [own, *sorted(same, key=lambda f: not paces[f][0]), FORMATS[BF16]]
     if cache is None:
         return list(dict.fromkeys(f.name for f in products))
     caches = [cache, *(f for f in FORMATS if f.bits == cache.bits), FORMATS[BF16]]

@@ -99,6 +99,10 @@ def why(plan: "Explained") -> "Group":
         lines += _bars({part: (spent / whole, write.seconds(spent)) for part, spent in parts})
     lines.append(Text("What would move it", style="bold"))
     lines += [Text(f"  {lever_text(plan, number)}") for number in range(len(plan.levers))]
+    if plan.techniques:
+        lines.append(Text("Techniques", style="bold"))
+        kept = f"at least {write.share(plan.quality)} of the model's quality remains (--accuracy sets a floor)"
+        lines.append(Text(f"  {', '.join(plan.techniques)}; {kept}"))
     return Group(*lines)
 
 
