@@ -49,10 +49,17 @@ def main() -> None:
         groups = [group for group in _groups(table, rows)]
         host = _fit(groups, name)
         residuals = _left_out(groups, name)
-        fitted[str(name)] = replace(host, intervals=intervals(residuals))
+        fitted[str(name)] = replace(host, intervals={"agg": intervals(residuals)})
         print(name, len(rows), {c: float(f"{getattr(host, c):.3g}") for c in CONSTANTS})
         for figure, r in residuals.items():
             print(f"  {figure}: median APE with the model left out {np.median(np.abs(np.expm1(-r))):.3f}")
+    for served, residuals in _disaggregated(table, fitted).items():
+        print(
+            served,
+            {f: (len(r), np.quantile(r, [LOWEST, 0.5, HIGHEST]).round(2).tolist()) for f, r in residuals.items()},
+        )
+        for engine in map(str, np.unique(table["backend"].astype(str))):
+            fitted[engine].intervals[served] = intervals(residuals)
     text = msgspec.json.format(msgspec.json.encode({k: asdict(v) for k, v in fitted.items()}), indent=2)
     options.out.write_bytes(text + b"\n")
 
@@ -77,7 +84,7 @@ def _groups(table: dict[str, Any], rows: NDArray[np.intp]) -> list[Group]:
         setup = runs.setup_of(table, at, read(model), node_of(gpu), str(table["backend"][at[0]]))
         platform, isl = platform_of(setup), np.asarray(setup.isl, float)
         context = isl + np.asarray(setup.osl, float) / 2
-        decode = step.decode(platform, setup, setup.decode, np.asarray(setup.decode.batch, float), context)
+        decode = step.decode(platform.in_graph, setup, setup.decode, np.asarray(setup.decode.batch, float), context)
         prefill = step.prefill(platform, setup, setup.decode, np.ones(()), isl)
         measured = (np.asarray(table[name][at], float) for name in ("ttft", "tpot"))
         found.append(Group(model, setup, prefill, decode, *measured))
@@ -125,6 +132,30 @@ def _left_out(groups: list[Group], name: str) -> dict[str, Array]:
             for figure, r in zip(parts, _residuals(host, group), strict=True):
                 parts[figure].append(r)
     return {figure: np.concatenate(r) for figure, r in parts.items()}
+
+
+def _disaggregated(table: dict[str, Any], hosts: dict[str, Engine]) -> dict[str, dict[str, Array]]:
+    """Residuals of the disaggregated runs of all engines, whose constants they had no part in."""
+    found: dict[str, dict[str, list[float]]] = {}
+    rows = np.flatnonzero(table["mode"] == "disagg")
+    keys = np.array([f"{table['model'][i]}\t{table['gpu'][i]}\t{table['backend'][i]}" for i in rows])
+    for key in np.unique(keys):
+        at = rows[keys == key]
+        model, gpu, engine = key.split("\t")
+        setup = runs.setup_of(table, at, read(model), node_of(gpu), engine)
+        said = np.ma.filled(table["concurrency"].astype(float), np.nan)[at]
+        there = runs.closed_loop(setup, np.where(np.isfinite(said), said, setup.decode.in_flight), hosts[engine])
+        ttft, tpot = (np.asarray(table[name][at], float) for name in ("ttft", "tpot"))
+        osl = np.asarray(setup.osl, float)
+        logs = {
+            "ttft": np.log(ttft / there.ttft),
+            "tpot": np.log(tpot / there.tpot),
+            "latency": np.log((ttft + (osl - 1) * tpot) / (there.ttft + (osl - 1) * there.tpot)),
+        }
+        for row, served in enumerate(runs.served_as(table, at, "disagg")):
+            for figure, log in logs.items():
+                found.setdefault(served, {}).setdefault(figure, []).append(float(log[row]))
+    return {served: {figure: np.array(r) for figure, r in parts.items()} for served, parts in found.items()}
 
 
 def intervals(residuals: dict[str, Array]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -23,7 +23,8 @@ class Engine:
         layer: seconds to launch one layer's kernels from the host, where no captured graph does.
         request: seconds to receive, tokenize and admit a request.
         waves: in a closed loop, the share of the other requests' prompts that are served before one's first token.
-        intervals: per evidence and figure, the factors between which 80 % of measurements lay.
+        intervals: per way of serving (agg, disagg, and disagg with an unknown number of workers), evidence and figure,
+            the factors between which 80 % of measurements lay.
     """
 
     step: float
@@ -32,7 +33,7 @@ class Engine:
     layer: float
     request: float
     waves: float
-    intervals: dict[str, dict[str, tuple[float, float]]]
+    intervals: dict[str, dict[str, dict[str, tuple[float, float]]]]
 
 
 @cache

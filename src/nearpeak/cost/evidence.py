@@ -1,5 +1,7 @@
 """What the prediction of a whole Setup rests on, and the interval that follows."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from nearpeak.cost.platform import evidence as operator_evidence
 from nearpeak.setup import Setup
 from nearpeak.workload import Experts
 
+Served = Literal["agg", "disagg", "unknown_workers"]
 KINDS: tuple[Evidence, ...] = ("measured", "transferred", "datasheet")
 
 
@@ -19,7 +22,7 @@ def platform_of(setup: Setup) -> Platform:
 
 
 def evidence(at: Platform, setup: Setup) -> NDArray[np.str_]:
-    """The weakest evidence among the operators that make up the Setup's steps, for every Setup."""
+    """The weakest evidence among the operators that make up the Setup's decode steps, for every Setup."""
     parts = [("gemm", setup.attention), ("gemm", setup.ffn), ("attention_decode", pair(BF16, np.asarray(setup.kv)))]
     if any(isinstance(b.ffn, Experts) for b in setup.model.blocks):
         parts.append(("moe", setup.experts))
@@ -27,11 +30,13 @@ def evidence(at: Platform, setup: Setup) -> NDArray[np.str_]:
     for op, variants in parts:
         codes = np.asarray(variants, np.intp)
         held, index = np.unique(codes, return_inverse=True)
-        rank = np.array([KINDS.index(operator_evidence(at, op, int(v))) for v in held])[index].reshape(codes.shape)
+        rank = np.array([KINDS.index(operator_evidence(at.in_graph, op, int(v))) for v in held])[index].reshape(
+            codes.shape
+        )
         weakest = np.maximum(weakest, rank)
     return np.array(KINDS)[weakest]
 
 
-def intervals(engine_name: str, kind: str) -> dict[str, tuple[float, float]]:
-    """Factors on each figure between which 80 % of served runs lay, for this evidence."""
-    return engine(engine_name).intervals[kind]
+def intervals(engine_name: str, served: Served, kind: str) -> dict[str, tuple[float, float]]:
+    """Factors on each figure between which 80 % of runs served so lay, for this evidence."""
+    return engine(engine_name).intervals[served][kind]

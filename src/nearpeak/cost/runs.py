@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nearpeak.cost.evidence import evidence, intervals, platform_of
+from nearpeak.cost.engine import Engine
+from nearpeak.cost.evidence import Served, evidence, intervals, platform_of
 from nearpeak.cost.serving import Prediction, predict
 from nearpeak.errors import NearpeakError, UsageError
 from nearpeak.formats import FORMATS, code
@@ -23,25 +24,25 @@ HALVINGS = 16
 """Of the logarithm of the batch, between 1 and the concurrency: below 0.02 % at 10,000 requests."""
 
 
-def closed_loop(setup: Setup, concurrency: Array) -> Prediction:
+def closed_loop(setup: Setup, concurrency: Array, host: Engine | None = None) -> Prediction:
     """The steady state with ``concurrency`` requests in flight over the whole deployment.
 
     Aggregated, they are the batches of the decode pool. Disaggregated, some wait for or are in prefill: the decode
     batch is found at which, by Little's law, rate times latency is the concurrency. Where prefill is the bottleneck,
-    the queue before it takes up the rest.
+    the queue before it takes up the rest. ``host``: the engine's constants, those calibrated if None.
     """
     platform = platform_of(setup)
     pool = setup.decode
     most = np.maximum(1.0, concurrency / (np.asarray(pool.dp, float) * pool.replicas))
     if setup.prefill is None:
-        return predict(platform, replace(setup, decode=replace(pool, batch=most)), closed=True)
+        return predict(platform, replace(setup, decode=replace(pool, batch=most)), host, closed=True)
     low, high = np.zeros_like(most), np.log(most)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        there = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(middle))))
+        there = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(middle))), host)
         over = (there.load >= 1) | (there.request_rate * there.latency > concurrency)
         low, high = np.where(over, low, middle), np.where(over, middle, high)
-    found = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(low))))
+    found = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(low))), host)
     latency = concurrency / found.request_rate
     queued = np.maximum(found.ttft, latency - (found.latency - found.ttft))
     return replace(found, ttft=queued, latency=queued + found.latency - found.ttft)
@@ -98,12 +99,23 @@ def _answer(table: Table, at: NDArray[np.intp], figures: dict[str, Array], texts
     setup = setup_of(table, at, model, node, str(table["backend"][first]))
     found = closed_loop(setup, np.where(np.isfinite(said), said, setup.decode.in_flight))
     rests_on = np.broadcast_to(evidence(platform_of(setup), setup), at.shape)
+    served = served_as(table, at, setup.mode)
     for figure in ("ttft", "tpot"):
-        spread = np.array([intervals(setup.engine, str(kind))[figure] for kind in rests_on])
+        spread = np.array(
+            [intervals(setup.engine, *how)[figure] for how in zip(served, map(str, rests_on), strict=True)]
+        )
         value = np.broadcast_to(getattr(found, figure), at.shape)
         figures[figure][at] = value
         figures[f"{figure}_low"][at], figures[f"{figure}_high"][at] = value * spread[:, 0], value * spread[:, 1]
     texts["evidence"][at] = rests_on
+
+
+def served_as(table: Table, at: NDArray[np.intp], mode: Literal["agg", "disagg"]) -> list[Served]:
+    """How each row was served; of disaggregated runs, whether the row tells the number of its workers."""
+    if mode == "agg":
+        return ["agg"] * len(at)
+    workers = sum(_number(table, f"{pool}_num_workers", at, np.nan) for pool in ("prefill", "decode"))
+    return ["disagg" if known else "unknown_workers" for known in np.isfinite(workers).tolist()]
 
 
 def _number(table: Table, name: str, at: NDArray[np.intp], default: float) -> Array:

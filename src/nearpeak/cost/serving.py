@@ -72,7 +72,7 @@ def predict(platform: Platform, setup: Setup, host: Engine | None = None, closed
     isl, osl = np.asarray(setup.isl, float), np.asarray(setup.osl, float)
     pool = setup.decode
     batch = np.asarray(pool.batch, float)
-    decode = step.decode(platform, setup, pool, batch, isl + osl / 2) * host.graph
+    decode = step.decode(platform.in_graph, setup, pool, batch, isl + osl / 2) * host.graph
     prefill = step.prefill(platform, setup, setup.prefill or pool, np.ones(()), isl)
     overhead = host.step + host.sequence * batch
     # Prompts differ in length, so their kernels are launched from the host; decode steps replay a captured graph.

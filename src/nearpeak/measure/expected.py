@@ -50,7 +50,7 @@ def expected(run: Run, device: "Device", rows: Sequence[Measurement]) -> Mapping
     later = stage_seconds(setup, host, decode(platform, setup, setup.decode, batch, context).total)
     need = ledger(setup, setup.decode)
     used = need.used - need.reserved + (LIBRARIES if device.kind == "cpu" else 0.0)
-    spread = intervals(ENGINE, "datasheet")
+    spread = intervals(ENGINE, "agg", "datasheet")
 
     def prediction(value: float, figure: str) -> Prediction:
         low, high = spread[figure]

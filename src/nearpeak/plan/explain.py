@@ -89,7 +89,7 @@ def explain(setup: Setup, techniques: tuple[str, ...] = (), quality: float = 1.0
     predicted = predict(platform, setup)
     bill = costs(setup, predicted)
     rests_on = str(evidence(platform, setup))
-    spread = intervals(setup.engine, rests_on)
+    spread = intervals(setup.engine, setup.mode, rests_on)
 
     def figure(value: NDArray[np.float64], kind: str, inverse: bool = False) -> Figure:
         low, high = spread[kind]
