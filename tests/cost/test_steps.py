@@ -103,5 +103,5 @@ def test_a_captured_graph_does_not_wait_for_a_slow_host():
     assert eager > 50e-6
     assert captured < 20e-6
     # A product that is not bound by the host is the same in both.
-    plain = size[:3] + (np.asarray(code("bf16")),)
+    plain = (*size[:3], np.asarray(code("bf16")))
     assert gemm(platform, *plain) == gemm(platform.in_graph, *plain)
