@@ -92,14 +92,18 @@ def _shown(plans: "Plans", top: int) -> "list[Candidate]":
     """
     shown: list[Candidate] = []
     kept: dict[tuple[object, ...], float] = {}
+    missing = {c.block.mode for c in plans.candidates}
     for candidate in plans.candidates:
-        setup = candidate.setup
-        if len(shown) >= top and setup.mode in {c.setup.mode for c in shown}:
+        if len(shown) >= top and candidate.block.mode not in missing:
+            if not missing:
+                break
             continue
+        setup = candidate.setup
         layout = (setup.engine, setup.node.name, *(_layout(pool) for pool in setup.pools))
         if candidate.variant.quality > kept.get(layout, -1.0):
             kept[layout] = candidate.variant.quality
             shown.append(candidate)
+            missing.discard(setup.mode)
     return shown
 
 

@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SLICE = 1 << 15
 """Setups priced in one call: their intermediate arrays (256 kB each) stay in the processor's second-level cache."""
+TYPICAL_BATCHES = 200
 MOST_BATCH = 4096
 
 
@@ -198,21 +199,25 @@ def _blocks(
     """Slices of the space: Setups of shape ``[prefill layouts, decode layouts, variants, batches]``."""
     variants = [v for v in space.variants(base, allowed) if v.quality >= (goal.accuracy or 0.0)]
     rows = space.replicated(space.layouts(base.model, fleet.node, base.engine, fleet.most), fleet.most)
+    rows = space.picked(rows, np.argsort(rows.devices, kind="stable"))
     for split in (False, True):
         kept = [v for v in variants if (v.setup.prefill is not None) == split]
         usable = space.picked(rows, rows.devices < fleet.most) if split else rows
         if not kept or not len(usable.devices):
             continue
-        first = space.reshaped(usable, (-1, 1, 1, 1)) if split else None
         stacked = _stacked(kept)
-        # What not even one request's cache leaves room for is not worth a column of batches.
-        most = largest_batch(stacked, space.reshaped(usable, (-1, 1, 1)))
-        batch = space.batches(int(min(MOST_BATCH, most.max())))
-        each = len(kept) * len(batch) * (len(usable.devices) if split else 1)
-        step = max(1, SLICE // each)
+        step = max(1, SLICE // (len(kept) * TYPICAL_BATCHES * (len(usable.devices) if split else 1)))
         for at in range(0, len(usable.devices), step):
-            pool = space.reshaped(space.picked(usable, slice(at, at + step)), (1, -1, 1, 1))
-            yield kept, replace(stacked, decode=replace(pool, batch=batch), prefill=first)
+            pool = space.picked(usable, slice(at, at + step))
+            # Only batches that one of these layouts can hold, and prefill pools that fit beside the smallest.
+            most = largest_batch(stacked, space.reshaped(pool, (-1, 1, 1))).max()
+            batch = space.batches(int(min(MOST_BATCH, most)))
+            beside = space.picked(usable, usable.devices <= fleet.most - pool.devices[0])
+            decode = replace(space.reshaped(pool, (1, -1, 1, 1)), batch=batch)
+            yield (
+                kept,
+                replace(stacked, decode=decode, prefill=space.reshaped(beside, (-1, 1, 1, 1)) if split else None),
+            )
 
 
 def _stacked(variants: list[Variant]) -> Setup:
