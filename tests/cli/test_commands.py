@@ -163,3 +163,10 @@ def test_the_command_line_starts_without_the_rooms():
     code = f"import sys, nearpeak.cli; print(sorted({rooms} & sys.modules.keys()))"
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert seen.stdout.strip() == "[]"
+
+
+def test_a_whole_machine_is_shown_by_what_follows_from_its_parts(run):
+    machine = run("hardware", "leonardo", "--json").json
+    assert machine["devices"] == 13_824
+    assert machine["switch_hops_at_most"] == 3
+    assert run("hardware", "nvlink4").code == run("hardware", "gb200_nvl72").code == 0

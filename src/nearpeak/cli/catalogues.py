@@ -42,26 +42,34 @@ def models(model: str | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Devices in the catalogue, one in full, or this machine's.")
-@click.argument("device", required=False)
+@click.argument("name", required=False)
 @click.option("--here", is_flag=True, help="Detect the devices of this machine.")
 @json_option
-def hardware(device: str | None, here: bool, as_json: bool) -> None:
-    """List the catalogue of devices, show one DEVICE with its sources, or detect this machine's.
+def hardware(name: str | None, here: bool, as_json: bool) -> None:
+    """List the catalogue of devices, show what is called NAME with its sources, or detect this machine's devices.
+
+    NAME is a device, a system (hgx_h100), a link (nvlink4) or a cluster (leonardo).
 
     \b
     Examples:
       nearpeak hardware h100_sxm
       nearpeak hardware --here
     """
+    from nearpeak.hardware import clusters, devices, links, systems
     from nearpeak.hardware import device as device_named
-    from nearpeak.hardware import devices
     from nearpeak.hardware import here as detect
-    from nearpeak.report import device_record, device_row, print_record
+    from nearpeak.report import cluster_record, device_record, device_row, print_record, system_record
 
     if here:
         found = [device_record(d) for d in detect()]
-    elif device is not None:
-        found = [device_record(device_named(device))]
+    elif name in clusters():
+        found = [cluster_record(clusters()[name])]
+    elif name in systems():
+        found = [system_record(systems()[name])]
+    elif name in links():
+        found = [vars(links()[name])]
+    elif name is not None:
+        found = [device_record(device_named(name))]
     else:
         _show([device_row(d) for d in devices().values()], as_json)
         return

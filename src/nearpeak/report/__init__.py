@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nearpeak.report.catalogue import (
+        cluster_record,
         comparison_row,
         device_record,
         device_row,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         measurement_row,
         model_record,
         model_row,
+        system_record,
         technique_record,
         technique_row,
     )
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from nearpeak.report.tables import front_table, miss_text, plans_table, predict_table, table, why
 
 __all__ = [
+    "cluster_record",
     "comparison_row",
     "device_record",
     "device_row",
@@ -43,6 +46,7 @@ __all__ = [
     "print_record",
     "print_table",
     "roofline",
+    "system_record",
     "table",
     "technique_record",
     "technique_row",
@@ -52,6 +56,7 @@ __all__ = [
 
 _ROOM = {
     "catalogue": (
+        "cluster_record",
         "comparison_row",
         "device_record",
         "device_row",
@@ -59,6 +64,7 @@ _ROOM = {
         "measurement_row",
         "model_record",
         "model_row",
+        "system_record",
         "technique_record",
         "technique_row",
     ),

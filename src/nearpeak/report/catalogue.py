@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from nearpeak.hardware import Device
+from nearpeak.hardware import Cluster, Device, Node
 from nearpeak.measure import Comparison, Measurement, compare
 from nearpeak.report import format as write
 from nearpeak.techniques import Technique
@@ -63,6 +63,40 @@ def device_record(device: Device) -> dict[str, Any]:
     plain["prices"] = [vars(price) for price in device.prices]
     plain["sources"] = dict(device.sources)
     return plain
+
+
+def system_record(node: Node) -> dict[str, Any]:
+    """A server in full, its parts by name."""
+    plain = {name: getattr(node, name) for name in node.__dataclass_fields__}
+    parts = {"device": node.device.name, "scale_up": node.scale_up.name}
+    return plain | parts | {
+        "network": node.network and node.network.name,
+        "host": node.host and node.host.name,
+    }  # fmt: skip
+
+
+def cluster_record(cluster: Cluster) -> dict[str, Any]:
+    """A whole machine: what follows from its parts and its network."""
+    from nearpeak.hardware import topology
+
+    power = topology.power_parts(cluster)
+    full: dict[str, Any] = {
+        "name": cluster.name,
+        "title": cluster.title,
+        "node": cluster.node.name,
+        "nodes": cluster.count,
+        "devices": cluster.devices,
+        "fp64_tensor_flops": topology.peak_rate(cluster, "fp64_tensor"),
+        "power": sum(power.values()),
+        **{f"{part}_power": watts for part, watts in power.items()},
+        "storage": [vars(tier) for tier in cluster.storage],
+        "source": cluster.source,
+    }
+    if cluster.topology is not None:
+        net = topology.network(cluster)
+        full["switch_hops_at_most"] = int(topology.hops(net, 0).max())
+        full["bisection_bandwidth"] = topology.bisection(net)
+    return full
 
 
 def technique_row(technique: Technique) -> dict[str, Any]:
