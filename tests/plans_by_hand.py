@@ -77,7 +77,7 @@ def plans(*chosen: Explained) -> Plans:
     """Plans as the planner would give them, best first; the front falls from fast to dense."""
     candidates = tuple(Candidate(i / 10, Variant(e.setup, (), e.quality), e.setup, ()) for i, e in enumerate(chosen, 1))
     front = tuple(Point(20.0 * 2**i, 4000.0 / 2**i, i >= 1, c) for i, c in enumerate(candidates))
-    return Plans(candidates, front, priced=12_345, started=9_876, seconds=0.25, miss=None, unpriced=())
+    return Plans(candidates, front, priced=12_345, started=9_876, met=len(chosen), seconds=0.25, miss=None, left_out={})
 
 
 def on(node: Node, device: Device | None = None, **fields) -> Node:

@@ -23,7 +23,7 @@ from nearpeak.cost.calibration import shipped
 from nearpeak.cost.engine import Engine, engines
 from nearpeak.cost.evidence import platform_of
 from nearpeak.cost.files import read_table
-from nearpeak.cost.serving import Times, shared, stage_seconds
+from nearpeak.cost.serving import Times, occupied, shared, stage_seconds
 from nearpeak.hardware import node_of
 from nearpeak.setup import Setup
 from nearpeak.workload import read
@@ -70,9 +70,18 @@ class Group(msgspec.Struct):
     model: str
     setup: Setup
     prefill: step.Step
-    decode: step.Step
     ttft: Array
     tpot: Array
+    decodes: dict[float, step.Step]
+
+    def decode(self, graph: float) -> step.Step:
+        """The decode step with this share of the kernels' times, priced once."""
+        if graph not in self.decodes:
+            setup, lengths = self.setup, np.asarray(self.setup.isl, float) + np.asarray(self.setup.osl, float) / 2
+            replayed = platform_of(setup).in_graph(graph)
+            batch = np.asarray(setup.decode.batch, float)
+            self.decodes[graph] = step.decode(replayed, setup, setup.decode, batch, lengths)
+        return self.decodes[graph]
 
 
 def _groups(table: dict[str, Any], rows: NDArray[np.intp]) -> list[Group]:
@@ -82,12 +91,9 @@ def _groups(table: dict[str, Any], rows: NDArray[np.intp]) -> list[Group]:
         at = rows[keys == key]
         model, gpu = key.split("\t")
         setup = runs.setup_of(table, at, read(model), node_of(gpu), str(table["backend"][at[0]]))
-        platform, isl = platform_of(setup), np.asarray(setup.isl, float)
-        context = isl + np.asarray(setup.osl, float) / 2
-        decode = step.decode(platform.in_graph, setup, setup.decode, np.asarray(setup.decode.batch, float), context)
-        prefill = step.prefill(platform, setup, setup.decode, np.ones(()), isl)
-        measured = (np.asarray(table[name][at], float) for name in ("ttft", "tpot"))
-        found.append(Group(model, setup, prefill, decode, *measured))
+        prefill = step.prefill(platform_of(setup), setup, setup.decode, np.ones(()), np.asarray(setup.isl, float))
+        ttft, tpot = (np.asarray(table[name][at], float) for name in ("ttft", "tpot"))
+        found.append(Group(model, setup, prefill, ttft, tpot, {}))
     return found
 
 
@@ -96,8 +102,9 @@ def _residuals(host: Engine, group: Group) -> tuple[Array, Array, Array]:
     batch, osl = np.asarray(group.setup.decode.batch, float), np.asarray(group.setup.osl, float)
     overhead = host.step + host.sequence * batch
     prompt = stage_seconds(group.setup, host, group.prefill.total)
-    decode = group.decode * host.graph
-    times = Times(group.prefill, decode, overhead, prompt, decode.total + overhead)
+    decode = group.decode(host.graph)
+    busy = occupied(group.setup, group.setup.decode, prompt)
+    times = Times(group.prefill, decode, overhead, prompt, busy, decode.total + overhead)
     ttft, tpot, _ = shared(times, host, batch, osl, host.waves)
     measured = group.ttft + (osl - 1) * group.tpot
     return np.log(group.ttft / ttft), np.log(group.tpot / tpot), np.log(measured / (ttft + (osl - 1) * tpot))

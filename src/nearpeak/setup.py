@@ -20,7 +20,7 @@ Numeric = float | NDArray[Any]
 """A number, or an array of them that broadcasts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pool:
     """Engine instances of one kind: how each is laid out, how many there are, how many requests each runs at once.
 
@@ -61,7 +61,7 @@ class Pool:
         return np.asarray(self.batch * self.dp * self.replicas)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup:
     """One serving configuration, or arrays of them.
 

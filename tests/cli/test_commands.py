@@ -63,6 +63,12 @@ def test_a_plan_leaves_a_page_and_launch_files(run, tmp_path):
         ((*PLAN, "--ttft", "-1"), 2, "ttft"),
         ((*PLAN, "--price", "h200=cheap"), 2, "h200=cheap"),
         (("predict", "model", "Qwen/Qwen3-8B", "--gpu", "h100", "--isl", "10", "--osl", "10", "--kv", "fp3"), 2, "fp3"),
+        (("predict", "model", "Qwen/Qwen3-8B", "--gpu", "h100", "--isl", "nan", "--osl", "10"), 2, "nan"),
+        (("predict", "model", "Qwen/Qwen3-8B", "--gpu", "h100", "--isl", "inf", "--osl", "10"), 2, "inf"),
+        (("predict", "model", "Qwen/Qwen3-8B", "--gpu", "h100", "--isl", "1e6", "--osl", "10"), 2, "40960"),
+        ((*PLAN, "--price", "l4=1"), 2, "l4"),
+        (("plan", PLAN[1], "--gpus", "h200:1..99999999999999999999", *PLAN[4:]), 2, "1,000,000"),
+        (("hardware", "h100", "--here"), 2, "h100"),
         (("predict", "serving", "missing.parquet"), 2, "missing.parquet"),
         (("hardware", "h1000"), 2, "h100"),
         (("techniques", "magic"), 2, "magic"),
@@ -170,3 +176,45 @@ def test_a_whole_machine_is_shown_by_what_follows_from_its_parts(run):
     assert machine["devices"] == 13_824
     assert machine["switch_hops_at_most"] == 3
     assert run("hardware", "nvlink4").code == run("hardware", "gb200_nvl72").code == 0
+
+
+@pytest.mark.parametrize("option", ["--html", "--export"])
+def test_a_plan_leaves_what_is_there_alone_and_says_so_before_it_searches(run, tmp_path, option):
+    there = tmp_path / "there"
+    there.write_text("mine")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    for place in (there, tmp_path, link):
+        found = run(*PLAN, option, place)
+        assert (found.code, found.out) == (2, "")
+        assert "exists" in found.err
+    assert there.read_text() == "mine"
+    assert link.is_symlink()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "g.csv").write_text("gpu,backend,gemm_dtype,m,n,k\nh100,vllm,bfloat16,1,2,3\n")
+    for place in ("file/out.csv", "missing/out.csv"):
+        for command in (PLAN + ("--html",), ("predict", "operators", tmp_path / "g.csv", "--op", "gemm", "--out")):
+            found = run(*command, tmp_path / place)
+            assert (found.code, found.out) == (2, "")
+            assert "no folder" in found.err
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == ["file", "g.csv"]
+
+
+def test_answers_in_any_case_are_dropped(run, tmp_path):
+    (tmp_path / "g.csv").write_text("gpu,backend,gemm_dtype,m,n,k,SECONDS\nh100,vllm,bfloat16,1,2,3,5\n")
+    found = run("predict", "operators", tmp_path / "g.csv", "--op", "gemm", "--out", tmp_path / "o.csv", "--json")
+    assert found.json["answered"] == 1
+    header = (tmp_path / "o.csv").read_text().splitlines()[0]
+    assert header.lower().split(",").count("seconds") == 1
+
+
+def test_a_full_disk_gets_one_message(monkeypatch, run):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("json.dumps", full)
+    found = run("models", "--json")
+    assert (found.code, found.err) == (1, "error: No space left on device\n")

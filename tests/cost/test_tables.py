@@ -158,3 +158,42 @@ def test_every_measured_row_is_answered_and_most_are_close(name):
         assert np.median(np.abs(ratio - 1)) < 0.15, file
         inside = (truth >= found["seconds_low"]) & (truth <= found["seconds_high"])
         assert np.mean(inside) > 0.7, file
+
+
+def test_a_wrong_cell_anywhere_in_a_csv_fails_its_row_alone(tmp_path):
+    rows = [f"h100_sxm,vllm,bfloat16,{m},64,64,true,2024-01-01" for m in range(1, 30_001)]
+    rows[29_000] = rows[29_000].replace(",29001,", ",many,")
+    path = tmp_path / "runs[1].csv"
+    path.write_text("\n".join(["gpu,backend,gemm_dtype,m,n,k,graph,day", *rows]))
+    table = read_table(path)
+    assert (table["graph"][0], table["day"][0]) == ("true", "2024-01-01")
+    found = predict_operators(table, "gemm")
+    assert np.flatnonzero(found["error"] != "").tolist() == [29_000]
+    assert "m is many" in found["error"][29_000]
+
+
+@pytest.mark.parametrize("odd", [np.array(["2024-01-01"] * 3, "datetime64[us]"), np.array([True, True, True])])
+def test_dates_and_truth_values_are_no_sizes(odd):
+    assert all("m is" in e for e in predict_operators(gemms(m=odd), "gemm")["error"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_sizes_beyond_all_numbers_are_told_of():
+    found = predict_operators(gemms(m=np.array([1e300, 64, 64]), n=np.array([1e300, 64, 64])), "gemm")
+    assert "too large" in found["error"][0]
+    assert np.isnan(found["seconds"][0])
+    assert list(found["error"][1:]) == ["", ""]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NearpeakError, match="cannot write"):
+        write_table(tmp_path / "file" / "x.csv", gemms())
+    with pytest.raises(UsageError, match="SECONDS and seconds differ in case"):
+        write_table(tmp_path / "x.csv", {"SECONDS": np.ones(1), "seconds": np.ones(1)})
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"gr\xfc\xdfe,a\n1,2\n")
+    with pytest.raises(NearpeakError, match="utf-8"):
+        read_table(tmp_path / "x.csv")

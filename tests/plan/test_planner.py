@@ -10,7 +10,7 @@ from nearpeak.errors import NearpeakError, UsageError
 from nearpeak.hardware import lite_node, node_of
 from nearpeak.plan import Fleet, Goal, base_setup, explain, explained, layouts, plan, record, variants
 from nearpeak.plan.planner import _blocks, _undominated
-from nearpeak.plan.space import batches, replicated
+from nearpeak.plan.space import batches, picked, replicated, whole_blocks
 from nearpeak.workload import read
 
 MODEL = read("Qwen/Qwen3-32B")
@@ -189,3 +189,59 @@ def test_lite_gpus_of_equal_arithmetic_pay_for_their_links():
     assert four.decode["communication"] > 0
     found = plan(small, [Fleet(whole, 8, 8), Fleet(parts, 32, 32)], Goal(tpot=0.02), 1000, 100)
     assert {c.setup.node.device.name for c in found.candidates} == {whole.device.name, parts.device.name}
+
+
+def test_devices_that_cannot_be_considered_are_named():
+    goal = Goal("cost", budget=100.0)
+    unpriced = replace(node_of("h100"), device=replace(node_of("h100").device, prices=()))
+    found = plan(MODEL, [Fleet(unpriced, 1, 2), *FOUR], goal, 1000, 100)
+    assert found.candidates
+    assert "--price" in found.left_out["h100_sxm"]
+    with pytest.raises(NearpeakError, match="h100_sxm"):
+        plan(MODEL, [Fleet(unpriced, 1, 2)], goal, 1000, 100)
+    found = plan(MODEL, [Fleet(node_of("u280"), 1, 1), *FOUR], Goal(), 1000, 100)
+    assert "u280" in next(iter(found.left_out))
+
+
+def test_a_device_is_named_once():
+    with pytest.raises(UsageError, match="h200_sxm is named twice"):
+        plan(MODEL, FOUR * 2, Goal(), 1000, 100)
+
+
+def test_techniques_are_chosen_from_those_that_exist():
+    with pytest.raises(UsageError, match="magic"):
+        plan(MODEL, FOUR, Goal(), 1000, 100, techniques=["magic"])
+    once = plan(MODEL, FOUR, Goal(), 1000, 100, techniques=iter(["fp8-weights"]))
+    assert {t.name for c in once.candidates for t in c.variant.techniques} == {"fp8-weights"}
+
+
+def test_no_cut_parts_values_that_share_a_scale():
+    # Experts of 1536 columns in blocks of 128: cut in 8 they would be 192 wide.
+    model = read("Qwen/Qwen3-235B-A22B-FP8")
+    found = plan(model, [Fleet(node_of("h200"), 8, 8)], Goal("latency"), 1000, 100)
+    assert found.candidates
+    assert all(1536 // int(p.moe_tp) % 128 == 0 for c in found.candidates for p in c.setup.pools)
+    setup = base_setup(model, node_of("h200"), "vllm", 1000, 100)
+    pool = replace(setup.decode, tp=8, moe_tp=np.array([8, 4, 1]), moe_ep=np.array([1, 2, 8]))
+    assert whole_blocks(replace(setup, decode=pool)).tolist() == [False, True, True]
+
+
+def test_disaggregated_mixtures_are_the_best_of_a_loop_over_every_setup():
+    goal, fleet = Goal("cost", ttft=0.5, tpot=0.02), Fleet(node_of("h200"), 1, 3)
+    model = read("Qwen/Qwen3-30B-A3B")
+    found = plan(model, [fleet], goal, 1000, 100, techniques=["disaggregation"])
+    best = np.inf
+    *_, split = variants(base_setup(model, fleet.node, "vllm", 1000, 100), ["disaggregation"])
+    rows = replicated(layouts(model, fleet.node, "vllm", 3), 3)
+    pools = [picked(rows, np.array(i)) for i in range(len(rows.devices))]
+    for first in pools:
+        for second in pools:
+            if int(first.devices + second.devices) > 3:
+                continue
+            setup = replace(split.setup, prefill=first, decode=replace(second, batch=batches(4096)))
+            predicted = predict(platform_of(setup), setup)
+            good = predicted.fits & (predicted.ttft <= 0.5) & (predicted.tpot <= 0.02)
+            if good.any():
+                best = min(best, float(costs(setup, predicted).dollars[good].min()))
+    assert found.candidates[0].setup.mode == "disagg" or found.candidates[0].score <= best
+    assert min(c.score for c in found.candidates if c.setup.mode == "disagg") == pytest.approx(best, rel=1e-12)

@@ -34,7 +34,7 @@ def test_bundled_checkpoints_are_stored_in_known_formats(name):
     [
         ("deepseek-ai/DeepSeek-V3", Checkpoint("fp8_block", "fp8_block", "fp8_block", method="fp8")),
         ("openai/gpt-oss-120b", Checkpoint(experts="mxfp4", method="mxfp4")),
-        ("moonshotai/Kimi-K2.5", Checkpoint(experts="int4_wo", method="compressed-tensors")),
+        ("moonshotai/Kimi-K2.5", Checkpoint(experts="int4_wo_32", method="compressed-tensors")),
         ("moonshotai/Kimi-K3", Checkpoint(experts="mxfp4", method="compressed-tensors")),
         ("deepseek-ai/DeepSeek-V4-Pro", Checkpoint("fp8_block", "fp8_block", "mxfp4_mxfp8", method="fp8")),
         ("nvidia/DeepSeek-V4-Pro-NVFP4", Checkpoint("fp8_block", "fp8_block", "nvfp4", method="fp8")),

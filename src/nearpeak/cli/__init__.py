@@ -52,3 +52,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        click.echo(f"error: {place}{error.strerror or error}", err=True)
+        sys.exit(1)

@@ -14,7 +14,7 @@ from nearpeak.errors import UsageError
 @click.command(short_help="Carry a technique out on a checkpoint.")
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.option("--technique", default="rtn", show_default=True, help="How codes are chosen: rtn (nearest rounding).")
-@click.option("--bits", type=int, default=4, show_default=True, help="Bits per weight: 4 or 8.")
+@click.option("--bits", type=int, default=4, show_default=True, help="Bits per weight: 8, 4, or 2.")
 @click.option("--group", type=int, default=128, show_default=True, help="Weights per scale, or -1 for a whole channel.")
 @click.option("--ignore", multiple=True, help="A module to keep as it is, or re:EXPRESSION. Repeatable.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Take technique and bits from plan --json.")
@@ -37,6 +37,7 @@ def apply(
     from nearpeak.compress import estimate
 
     if plan_file is not None:
+        _refuse_beside_a_plan("technique", "bits", "group")
         technique, bits, group = _from_plan(plan_file)
     predicted = estimate(model_dir, out, technique=technique, bits=bits, group=group, ignore=ignore)
     if only_estimate:
@@ -67,6 +68,14 @@ def apply(
 def _takes(predicted: Any) -> str:  # noqa: ANN401 - an Estimate, whose module needs torch
     memory = f"{predicted.peak_memory / 1e6:.0f} MB of memory"
     return f"will write {predicted.written / 1e6:.1f} MB ({predicted.free_disk / 1e9:.1f} GB are free), with {memory}"
+
+
+def _refuse_beside_a_plan(*options: str) -> None:
+    """Raises UsageError where an option that a plan decides was given too."""
+    context = click.get_current_context()
+    for name in options:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError(f"--plan decides the {name}; leave --{name} out, or leave --plan out")
 
 
 def _from_plan(path: Path) -> tuple[str, int, int]:

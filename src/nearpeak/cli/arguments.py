@@ -1,9 +1,12 @@
 """How arguments are written: ranges of devices, prices, and the options that several commands share."""
 
+import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,12 +19,13 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 PROGRESS_AFTER = 2.0
 """Seconds after which long work shows its progress."""
+MOST_DEVICES = 1_000_000
+"""More devices than any one system has: a larger number is a slip of the pen."""
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON. Infinities and nan become null: JSON has none."""
     import json
-    import math
 
     def plain(v: object) -> object:
         match v:
@@ -36,13 +40,31 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
 
 
+def check_new(path: Path | None, option: str) -> None:
+    """Refuse a place for a new file before any work is done for it.
+
+    Raises:
+        UsageError: something is there already, or its folder is not there or cannot be written to.
+    """
+    if path is None:
+        return
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"'{path}' exists; remove it or choose another {option}")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"cannot write '{path}': there is no folder '{path.parent}'; make it or choose another {option}"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write '{path}': '{path.parent}' is not writable; choose another {option}")
+
+
 def fleets(text: str, prices: tuple[str, ...] = ()) -> "list[Fleet]":
     """Read ``h200:1..8,l40s:4``: devices, and how many of each (a range, a number, or up to a node's worth).
 
     ``h100/4`` is the Lite-GPU that an H100's die makes when it is split in four.
 
     Raises:
-        UsageError: the text is not of this form, or a price is not ``DEVICE=DOLLARS``.
+        UsageError: the text is not of this form, a price is not ``DEVICE=DOLLARS``, or it is for none of the devices.
         UnknownName: a device is not in the catalogue.
     """
     from nearpeak.hardware import Price, device, lite_node, node_of
@@ -52,9 +74,12 @@ def fleets(text: str, prices: tuple[str, ...] = ()) -> "list[Fleet]":
     for item in prices:
         name, _, dollars = item.partition("=")
         try:
-            own[device(name).name] = Price(float(dollars), "today", "given with --price")
+            price = float(dollars)
         except ValueError:
-            raise UsageError(f"price {item!r} is not DEVICE=DOLLARS_PER_HOUR, e.g. h200=2.50") from None
+            price = math.nan
+        if not 0 < price < math.inf:
+            raise UsageError(f"price {item!r} is not DEVICE=DOLLARS_PER_HOUR above 0, e.g. h200=2.50")
+        own[device(name).name] = Price(price, "today", "given with --price")
     found = []
     for item in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"([^:/]+)(?:/(\d+))?(?::(\d+)(?:\.\.(\d+))?)?", item)
@@ -63,11 +88,15 @@ def fleets(text: str, prices: tuple[str, ...] = ()) -> "list[Fleet]":
         name, parts, first, last = match.groups()
         node = node_of(name) if parts is None else lite_node(node_of(name), int(parts))
         least, most = (1, node.count) if first is None else (int(first), int(last or first))
+        if most > MOST_DEVICES:
+            raise UsageError(f"devices {item!r}: give at most {MOST_DEVICES:,} of them")
         if node.device.name in own:
             node = replace(node, device=replace(node.device, prices=(own[node.device.name],)))
         found.append(Fleet(node, least, most))
     if not found:
         raise UsageError("no devices given; write e.g. --gpus h200:1..8")
+    if unused := sorted(own.keys() - {fleet.node.device.name for fleet in found}):
+        raise UsageError(f"--price is for {', '.join(unused)}, which --gpus does not name")
     return found
 
 

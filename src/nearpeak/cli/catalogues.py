@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from nearpeak.cli.arguments import json_option, print_json
+from nearpeak.errors import UsageError
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -60,6 +61,8 @@ def hardware(name: str | None, here: bool, as_json: bool) -> None:
     from nearpeak.hardware import here as detect
     from nearpeak.report import cluster_record, device_record, device_row, print_record, system_record
 
+    if here and name is not None:
+        raise UsageError(f"--here shows this machine's devices; leave {name!r} out, or leave --here out")
     if here:
         found = [device_record(d) for d in detect()]
     elif name in clusters():

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearpeak.cli.arguments import fleets, json_option, print_json, progress
-from nearpeak.errors import NearpeakError
+from nearpeak.cli.arguments import check_new, fleets, json_option, print_json, progress
+from nearpeak.errors import NearpeakError, UsageError
 
 if TYPE_CHECKING:
     from nearpeak.plan import Candidate, Explained, Objective, Plans, Point
@@ -63,6 +63,9 @@ def plan(
     from nearpeak.techniques import technique
     from nearpeak.workload import read
 
+    check_new(html, "--html")
+    if export_to is not None and (export_to.exists() or export_to.is_symlink()):
+        raise UsageError(f"'{export_to}' exists; remove it or choose another --export")
     goal = Goal(objective, **limits)
     allowed = [technique(name).name for name in techniques] or None
     architecture = read(model)
@@ -125,7 +128,7 @@ def _record(plans: "Plans", best: "list[Explained]") -> dict[str, Any]:
         "nearest_miss": None
         if miss is None
         else {"binding": miss.binding, "excess": miss.excess, "plan": record(explained(miss.candidate))},
-        "unpriced": list(plans.unpriced),
+        "left_out": plans.left_out,
     }
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearpeak.cli.arguments import json_option, print_json
+from nearpeak.cli.arguments import check_new, json_option, print_json
 from nearpeak.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,12 @@ def predict_model(
 
     if (tp * dp) % ep:
         raise UsageError(f"ep {ep} does not divide the tp x dp = {tp * dp} devices of a stage")
-    setup = base_setup(read(model), node_of(gpu), engine, isl, osl)
+    architecture = read(model)
+    if not isl + osl <= architecture.context:  # nan too
+        raise UsageError(
+            f"isl {isl:g} + osl {osl:g} tokens exceed the {architecture.context} that {architecture.name} was made for"
+        )
+    setup = base_setup(architecture, node_of(gpu), engine, isl, osl)
     setup = replace(setup, decode=Pool(tp=tp, pp=pp, dp=dp, moe_tp=tp * dp // ep, moe_ep=ep, batch=batch))
     if weights is not None:
         setup = replace(setup, attention=code(weights), ffn=code(weights), experts=code(weights))
@@ -116,9 +121,9 @@ def _batch(
 
     from nearpeak.cost import read_table, write_table
 
-    if out is not None and out.exists():
-        raise UsageError(f"{out} exists; remove it or choose another --out")
-    table = {name: column for name, column in read_table(file).items() if name not in ("ttft", "tpot", "seconds")}
+    check_new(out, "--out")
+    read = read_table(file)
+    table = {name: column for name, column in read.items() if name.lower() not in ("ttft", "tpot", "seconds")}
     predicted = predict_table(table)
     rows = len(next(iter(predicted.values())))
     errors = [str(e) for e in predicted["error"] if e]

@@ -37,10 +37,12 @@ def prove(
     run = planned(
         model_dir, batch, isl, osl, device=device, dtype=dtype, threads=threads, random_weights=random_weights
     )
+    store = Store(store_path) if store_path else Store()
+    store.prepare()
     click.echo(f"benchmarking this machine, then {run.folder.name} on {run.device} …", err=True)
     rows = microbenchmarks(run.device, threads=threads)
     here = measured_device(device_here(run.device), rows)
-    measurement = run_proof(run, lambda r: expected(r, here, rows), Store(store_path) if store_path else Store())
+    measurement = run_proof(run, lambda r: expected(r, here, rows), store)
     compared = compare(measurement)
     if as_json:
         print_json(

@@ -10,7 +10,7 @@ from nearpeak.cost.mixers import BF16
 from nearpeak.cost.platform import Evidence, Platform, pair, platform
 from nearpeak.cost.platform import evidence as operator_evidence
 from nearpeak.setup import Setup
-from nearpeak.workload import Experts
+from nearpeak.workload import Attention, CompressedAttention, Experts, LatentAttention, LinearAttention
 
 Served = Literal["agg", "disagg", "unknown_workers"]
 KINDS: tuple[Evidence, ...] = ("measured", "transferred", "datasheet")
@@ -23,14 +23,23 @@ def platform_of(setup: Setup) -> Platform:
 
 def evidence(at: Platform, setup: Setup) -> NDArray[np.str_]:
     """The weakest evidence among the operators that make up the Setup's decode steps, for every Setup."""
-    parts = [("gemm", setup.attention), ("gemm", setup.ffn), ("attention_decode", pair(BF16, np.asarray(setup.kv)))]
-    if any(isinstance(b.ffn, Experts) for b in setup.model.blocks):
-        parts.append(("moe", setup.experts))
+    kv = np.asarray(setup.kv, np.intp)
+    parts = [("gemm", setup.attention), ("gemm", setup.ffn)]
+    for block in setup.model.blocks:
+        match block.mixer:
+            case Attention():
+                parts.append(("attention_decode", pair(BF16, kv)))
+            case LatentAttention() | CompressedAttention():
+                parts.append(("mla_decode", kv))
+            case LinearAttention():
+                parts.append(("recurrence_generation", BF16))
+        if isinstance(block.ffn, Experts):
+            parts.append(("moe", setup.experts))
     weakest = np.zeros((), np.intp)
     for op, variants in parts:
         codes = np.asarray(variants, np.intp)
         held, index = np.unique(codes, return_inverse=True)
-        rank = np.array([KINDS.index(operator_evidence(at.in_graph, op, int(v))) for v in held])[index].reshape(
+        rank = np.array([KINDS.index(operator_evidence(at.in_graph(), op, int(v))) for v in held])[index].reshape(
             codes.shape
         )
         weakest = np.maximum(weakest, rank)

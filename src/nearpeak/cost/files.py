@@ -1,7 +1,10 @@
 """Tables in files: CSV and Parquet, read and written by DuckDB. The extension decides which."""
 
+import glob
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,11 @@ from numpy.typing import NDArray
 from nearpeak.errors import NearpeakError, UsageError
 
 Column = NDArray[Any]
-READERS = {".csv": "read_csv", ".parquet": "read_parquet"}
+READERS = {
+    # Cells stay numbers or the text that was written: no dates, no booleans, and every row decides, not a sample.
+    ".csv": "read_csv(?, header=true, sample_size=-1, auto_type_candidates=['BIGINT', 'DOUBLE', 'VARCHAR'])",
+    ".parquet": "read_parquet(?)",
+}
 WRITERS = {".csv": "format csv, header", ".parquet": "format parquet, compression zstd"}
 
 
@@ -33,10 +40,9 @@ def read_table(path: str | Path) -> dict[str, Column]:
         raise UsageError(f"no file {str(source)!r}; give a .csv or .parquet file, one row for each thing to predict")
     with duckdb.connect() as connection:
         try:
-            found = connection.execute(f"select * from {reader}(?)", [str(source)]).fetchnumpy()
+            found = connection.execute(f"select * from {reader}", [glob.escape(str(source))]).fetchnumpy()
         except duckdb.Error as error:
-            reason = str(error).splitlines()[0]
-            raise NearpeakError(f"{str(source)!r} cannot be read as {source.suffix[1:]}: {reason}") from None
+            raise NearpeakError(f"{str(source)!r} cannot be read as {source.suffix[1:]}: {_reason(error)}") from None
     return {str(name): _plain(column) for name, column in found.items()}
 
 
@@ -44,13 +50,17 @@ def write_table(path: str | Path, columns: Mapping[str, Column]) -> None:
     """Write columns of equal length. The file appears whole or not at all.
 
     Raises:
-        UsageError: the extension is neither .csv nor .parquet.
+        UsageError: the extension is neither .csv nor .parquet, or two columns differ in case alone, which DuckDB
+            cannot tell apart.
         NearpeakError: the file cannot be written.
     """
     import duckdb
 
     target = Path(path)
     options = _by_extension(target, WRITERS)
+    names = sorted(columns, key=str.lower)
+    if same := [f"{a} and {b}" for a, b in pairwise(names) if a.lower() == b.lower()]:
+        raise UsageError(f"columns {', '.join(same)} differ in case alone; rename one of them")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with duckdb.connect() as connection:
         connection.register("predictions", dict(columns))
@@ -59,9 +69,15 @@ def write_table(path: str | Path, columns: Mapping[str, Column]) -> None:
             connection.execute(f"copy (select * from predictions) to '{quoted}' ({options})")
             os.replace(partial, target)
         except (duckdb.Error, OSError) as error:
-            raise NearpeakError(f"cannot write {str(target)!r}: {str(error).splitlines()[0]}") from None
+            raise NearpeakError(f"cannot write {str(target)!r}: {_reason(error)}") from None
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing could be written there is nothing to remove
+                partial.unlink()
+
+
+def _reason(error: Exception) -> str:
+    """What DuckDB says is wrong, without its advice about its own options."""
+    return " ".join(str(error).partition("\n\n")[0].split())
 
 
 def _by_extension(path: Path, known: Mapping[str, str]) -> str:

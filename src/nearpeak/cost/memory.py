@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.cost.step import unevenness
 from nearpeak.formats import BYTES
 from nearpeak.setup import Pool, Setup
 from nearpeak.workload import (
@@ -83,14 +84,17 @@ def weight_bytes(setup: Setup, pool: Pool) -> Array:
             held = held + _cut(mixer_linears(block.mixer, model.hidden), tp, block.mixer) * attention
             held = held + block.mixer.extra * BF16_BYTES
         if block.ffn is not None:
-            held = held + _cut(ffn_linears(block.ffn, model.hidden), tp) * ffn
+            met = ffn_linears(block.ffn, model.hidden)
+            held = held + _cut([x for x in met if x.name != "router"], tp) * ffn
+            held = held + _cut([x for x in met if x.name == "router"], tp) * BF16_BYTES
         if isinstance(block.ffn, Experts):
             one = sum(linear.parameters for linear in expert_linears(block.ffn, model.hidden))
             held = held + block.ffn.count * one / cut * experts + block.ffn.extra * BF16_BYTES
         layers = layers + block.count * held
-    tables = model.vocab * model.hidden * (1 if model.tied or model.encoder else 2)
-    rest = (tables + model.tables + model.tower) / tp + model.extra + _cut(model.linears, tp)
-    return layers / pool.pp + rest * BF16_BYTES
+    # With stages the embedding is on the first and the head on the last: no device holds both.
+    both = 1.0 if model.tied else np.where(np.asarray(pool.pp) > 1, 1.0, 2.0)
+    rest = (model.vocab * model.hidden * both + model.tables + model.tower) / tp + model.extra + _cut(model.linears, tp)
+    return np.asarray(layers * unevenness(setup, pool) / pool.pp + rest * BF16_BYTES)
 
 
 def _cut(linears: Sequence[Linear], tp: Array, mixer: Mixer | None = None) -> Array:
@@ -109,7 +113,8 @@ def kv_bytes(setup: Setup, pool: Pool, tokens: Array) -> Array:
     model, tp = setup.model, np.asarray(pool.tp, float)
     states = sum(b.count * state_elements(b.mixer) for b in model.blocks if b.mixer is not None) / tp
     cache = sequence_elements(model, tokens, tp) - states
-    return np.asarray((cache * BYTES[np.asarray(setup.kv, np.intp)] + states * STATE_BYTES) / pool.pp)
+    held = cache * BYTES[np.asarray(setup.kv, np.intp)] + states * STATE_BYTES
+    return np.asarray(held * unevenness(setup, pool) / pool.pp)
 
 
 def activation_bytes(setup: Setup, pool: Pool) -> Array:

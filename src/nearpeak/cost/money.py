@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearpeak.cost.serving import Prediction
+from nearpeak.cost.step import Step
 from nearpeak.hardware import Node
 from nearpeak.setup import Setup
 
@@ -38,13 +39,21 @@ def power(node: Node, busy: Array) -> Array:
     return idle + (device.tdp - idle) * np.clip(busy, 0, 1) + node.overhead_power / node.count
 
 
+def _busy(step: Step, whole: Array) -> Array:
+    """Share of a step's ``whole`` seconds in which its kernels run; half of it while devices talk to each other."""
+    return (step.total - step.communication / 2) / whole
+
+
 def costs(setup: Setup, predicted: Prediction, grid_carbon: float = GRID_CARBON) -> Costs:
     """Costs of every Setup, given its prediction. ``grid_carbon``: kg CO2e per joule of electricity."""
     device = setup.node.device
-    host_bound = predicted.overhead / (predicted.overhead + predicted.decode.total)
-    waiting = predicted.decode.communication / predicted.decode.total
-    busy = (1 - host_bound) * (1 - waiting / 2)
-    watts = power(setup.node, busy) * predicted.devices
+    decoding = _busy(predicted.times.decode, predicted.times.token)
+    watts = power(setup.node, decoding) * setup.decode.devices
+    if setup.prefill is not None:
+        load = np.minimum(predicted.load, 1.0)
+        watts = watts + power(setup.node, load * _busy(predicted.times.prefill, predicted.times.prompt)) * (
+            setup.prefill.devices
+        )
     tokens = predicted.request_rate * np.asarray(setup.osl, float)
     price = np.nan if device.price_per_hour is None else device.price_per_hour
     made = (device.embodied_carbon or 0.0) / LIFETIME * predicted.devices

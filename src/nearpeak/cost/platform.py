@@ -7,7 +7,6 @@ engine or format on this one), or *datasheet* (a device like none that was measu
 """
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -90,7 +89,7 @@ class Platform:
     """A device, the link to its peers, and the engine whose kernels it runs.
 
     ``engine`` may name one of its kernels: ``sglang/triton``. ``rates`` and ``native`` by format code: peak FLOP/s of
-    products in it, and whether the device multiplies it as it is. ``captured``: kernels are replayed from a graph.
+    products in it, and whether the device multiplies it as it is. ``captured``, ``share``: see ``in_graph``.
     """
 
     device: Device
@@ -100,12 +99,18 @@ class Platform:
     rates: Array
     native: NDArray[np.bool_]
     captured: bool = False
+    share: float = 1.0
     _constants: dict[tuple[str, tuple[int, ...]], Constants] = field(default_factory=dict, compare=False, repr=False)
+    _graphs: dict[float, "Platform"] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def in_graph(self) -> "Platform":
-        """The same platform when its kernels are replayed from a captured graph, which never waits for the host."""
-        return replace(self, captured=True, _constants={})
+    def in_graph(self, share: float = 1.0) -> "Platform":
+        """The same platform when its kernels are replayed from a captured graph, which never waits for the host.
+
+        ``share``: of a kernel's own time that is left there, where the next starts while it ends.
+        """
+        if share not in self._graphs:
+            self._graphs[share] = replace(self, captured=True, share=share, _constants={}, _graphs={})
+        return self._graphs[share]
 
     @property
     def cache(self) -> MemoryLevel | None:
@@ -192,7 +197,7 @@ def seconds(p: Platform, work: Work) -> Array:
             for index, weight in corners(operator.axes, spans, work.coordinates):
                 log = log + weight * table[base + index]
         time = time * np.exp(log)
-    return np.asarray(np.maximum(time, work.floor))
+    return np.asarray(np.maximum(time * p.share, work.floor))
 
 
 def distinct(variant: NDArray[np.intp]) -> tuple[int, ...]:
@@ -291,7 +296,7 @@ def _alike(p: Platform, variant: int) -> list[str]:
     rate = own.rate if _native(p, variant) else FORMATS[BF16].rate
     paces = {f: (f.rate == rate, p.rates[i] == p.rates[FORMATS.index(own)]) for i, f in enumerate(FORMATS)}
     same = [f for f in FORMATS if any(paces[f]) and f not in (own, FORMATS[BF16])]
-    products = [own, *sorted(same, key=lambda f: not paces[f][0]), FORMATS[BF16]]
+    products = [own, *sorted(same, key=lambda f: (not paces[f][0], abs(f.bits - own.bits))), FORMATS[BF16]]
     if cache is None:
         return list(dict.fromkeys(f.name for f in products))
     caches = [cache, *(f for f in FORMATS if f.bits == cache.bits), FORMATS[BF16]]

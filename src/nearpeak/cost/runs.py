@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nearpeak.cost.engine import Engine
 from nearpeak.cost.evidence import Served, evidence, intervals, platform_of
 from nearpeak.cost.serving import Prediction, predict
+from nearpeak.cost.tables import number
 from nearpeak.errors import NearpeakError, UsageError
 from nearpeak.formats import FORMATS, code
 from nearpeak.hardware import Node, node_of
@@ -78,17 +79,45 @@ def predict_serving_table(table: Table) -> dict[str, NDArray[Any]]:
     )
     for key in np.unique(keys):
         at = np.flatnonzero(keys == key)
+        first = int(at[0])
         try:
-            _answer(table, at, figures, texts)
+            model, node = read(str(table["model"][first])), node_of(str(table["gpu"][first]))
         except NearpeakError as error:
             texts["error"][at] = str(error)
+        else:
+            _answer_or_tell(table, at, model, node, figures, texts)
     return out | figures | texts
 
 
-def _answer(table: Table, at: NDArray[np.intp], figures: dict[str, Array], texts: dict[str, NDArray[Any]]) -> None:
-    """Answer rows that share model, device, engine and mode."""
-    first = int(at[0])
-    model, node = read(str(table["model"][first])), node_of(str(table["gpu"][first]))
+def _answer_or_tell(
+    table: Table,
+    at: NDArray[np.intp],
+    model: Architecture,
+    node: Node,
+    figures: dict[str, Array],
+    texts: dict[str, NDArray[Any]],
+) -> None:
+    """Answer rows that share model, device, engine and mode; halved until a wrong row is alone with its error."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # sizes beyond all numbers are told of
+            _answer(table, at, model, node, figures, texts)
+    except NearpeakError as error:
+        if at.size == 1:
+            texts["error"][at] = str(error)
+            return
+        for half in np.array_split(at, 2):
+            _answer_or_tell(table, half, model, node, figures, texts)
+
+
+def _answer(
+    table: Table,
+    at: NDArray[np.intp],
+    model: Architecture,
+    node: Node,
+    figures: dict[str, Array],
+    texts: dict[str, NDArray[Any]],
+) -> None:
+    """Answer rows that share model, device, engine and mode; one wrong row fails all."""
     lengths = np.array([_number(table, name, at, np.nan) for name in ("isl", "osl")])
     said = _number(table, "concurrency", at, np.nan)
     usable = (lengths > 0).all(axis=0) & ~(said <= 0)
@@ -96,7 +125,7 @@ def _answer(table: Table, at: NDArray[np.intp], figures: dict[str, Array], texts
     at, said = at[usable], said[usable]
     if not len(at):
         return
-    setup = setup_of(table, at, model, node, str(table["backend"][first]))
+    setup = setup_of(table, at, model, node, str(table["backend"][int(at[0])]))
     found = closed_loop(setup, np.where(np.isfinite(said), said, setup.decode.in_flight))
     rests_on = np.broadcast_to(evidence(platform_of(setup), setup), at.shape)
     served = served_as(table, at, setup.mode)
@@ -119,10 +148,18 @@ def served_as(table: Table, at: NDArray[np.intp], mode: Literal["agg", "disagg"]
 
 
 def _number(table: Table, name: str, at: NDArray[np.intp], default: float) -> Array:
-    """A column's rows as floats; ``default`` where the column or the value is missing."""
+    """A column's rows as floats; ``default`` where the column or the value is missing.
+
+    Raises:
+        UsageError: a cell is neither empty nor a number.
+    """
     if name not in table:
         return np.full(len(at), default)
-    values = np.array([np.nan if v is None else float(v) for v in table[name][at]], dtype=float)
+    cells = table[name][at]
+    values = np.array([number(v) for v in cells], dtype=float)
+    for cell in cells[np.isnan(values)]:
+        if cell is not None and cell == cell:  # neither empty nor nan
+            raise UsageError(f"{name} is {cell!s}; it must be a number")
     return np.where(np.isfinite(values), values, default)
 
 

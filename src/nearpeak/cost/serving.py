@@ -4,12 +4,13 @@ A steady state, in closed form, from the step times of ``step``. In flight are `
 replica; when one ends, the next begins. All functions broadcast over the arrays of the Setup.
 
 Aggregated serving. Prefill and decode share the devices. With ``S`` seconds to prefill a prompt and ``D`` seconds of a
-decode step, a request meets ``osl`` steps, its own prompt, and each of the other ``b - 1`` prompts once. Of those, a
-share ``g`` is served before its first token and the rest between its later tokens::
+decode step, a request meets ``osl - 1`` steps, its own prompt, and each of the other ``b - 1`` prompts once. A prompt
+occupies a pipeline stage for ``P``, its slowest stage's share of ``S`` (``P = S`` without stages). Of the other
+prompts, a share ``g`` is served before a request's first token and the rest between its later tokens::
 
-    ttft = S + D / 2 + g (b - 1) S          tpot = D + (1 - g) (b - 1) S / osl
+    ttft = S + D / 2 + g (b - 1) P          tpot = D + (1 - g) (b - 1) P / (osl - 1)
 
-Where requests arrive at random, ``g (b - 1) S`` is the mean wait of an M/D/1 queue, ``load S / (2 (1 - load))``. In a
+Where requests arrive at random, ``g (b - 1) P`` is the mean wait of an M/D/1 queue, ``load P / (2 (1 - load))``. In a
 closed loop of a load generator they come in waves, and ``g`` is a measured property of the engine's scheduler.
 
 Disaggregated serving. The prefill pool is that queue, the cache travels, and the decode pool sees decode steps alone.
@@ -25,6 +26,7 @@ from nearpeak.cost.engine import Engine, engine
 from nearpeak.cost.memory import Ledger
 from nearpeak.cost.platform import Platform
 from nearpeak.cost.step import Step
+from nearpeak.errors import UsageError
 from nearpeak.setup import Pool, Setup
 
 Array = NDArray[np.float64]
@@ -39,7 +41,7 @@ class Prediction:
         latency: seconds from arrival to the last token.
         request_rate: requests/s of the whole deployment. devices: in all.
         load: share of time that the part which prefills is busy with prompts; at 1 and over there is no steady state.
-        prefill, decode: the steps behind the figures. memory, prefill_memory: ledgers of the pools.
+        times: the steps behind the figures. memory, prefill_memory: ledgers of the pools.
     """
 
     ttft: Array
@@ -48,9 +50,7 @@ class Prediction:
     request_rate: Array
     devices: Array
     load: Array
-    prefill: Step
-    decode: Step
-    overhead: Array
+    times: "Times"
     memory: Ledger
     prefill_memory: Ledger | None
 
@@ -67,16 +67,23 @@ def predict(platform: Platform, setup: Setup, host: Engine | None = None, closed
     Args:
         platform: of the Setup's device under its engine. host: the engine's constants, those calibrated if None.
         closed: requests come in the waves of a closed loop, not at random.
+
+    Raises:
+        UsageError: the model is an encoder, which decodes nothing.
     """
+    if setup.model.encoder:
+        raise UsageError(f"{setup.model.name} is an encoder; only models that decode are priced so far")
     host = host or engine(setup.engine)
     isl, osl = np.asarray(setup.isl, float), np.asarray(setup.osl, float)
     pool = setup.decode
     batch = np.asarray(pool.batch, float)
-    decode = step.decode(platform.in_graph, setup, pool, batch, isl + osl / 2) * host.graph
-    prefill = step.prefill(platform, setup, setup.prefill or pool, np.ones(()), isl)
-    overhead = host.step + host.sequence * batch
+    first = setup.prefill or pool
+    decode = step.decode(platform.in_graph(host.graph), setup, pool, batch, isl + osl / 2)
     # Prompts differ in length, so their kernels are launched from the host; decode steps replay a captured graph.
-    times = Times(prefill, decode, overhead, stage_seconds(setup, host, prefill.total), decode.total + overhead)
+    prefill = step.prefill(platform, setup, first, np.ones(()), isl)
+    overhead = host.step + host.sequence * batch
+    prompt = stage_seconds(setup, host, prefill.total)
+    times = Times(prefill, decode, overhead, prompt, occupied(setup, first, prompt), decode.total + overhead)
     if setup.prefill is None:
         return _aggregated(setup, times, host, host.waves if closed else None)
     return _disaggregated(setup, setup.prefill, times, host)
@@ -84,12 +91,18 @@ def predict(platform: Platform, setup: Setup, host: Engine | None = None, closed
 
 @dataclass(frozen=True)
 class Times:
-    """Steps of a Setup, and with the engine's share: seconds of a ``prompt`` and of a decode step, ``token``."""
+    """Steps of a Setup, and the seconds that follow with the engine's share.
+
+    Attributes:
+        overhead: of the engine in a decode step. prompt: of a prompt's prefill. occupied: that it keeps a stage busy.
+        token: of a decode step.
+    """
 
     prefill: Step
     decode: Step
     overhead: Array
     prompt: Array
+    occupied: Array
     token: Array
 
 
@@ -104,14 +117,25 @@ def stage_seconds(setup: Setup, host: Engine, kernels: Array) -> Array:
     return np.maximum(kernels, launching) + host.step
 
 
+def occupied(setup: Setup, pool: Pool, prompt: Array) -> Array:
+    """Seconds that a prompt keeps the slowest of a pool's pipeline stages busy."""
+    return prompt * step.unevenness(setup, pool) / pool.pp
+
+
 def shared(times: Times, host: Engine, batch: Array, osl: Array, waves: float | None) -> tuple[Array, Array, Array]:
-    """TTFT, TPOT and load of ``batch`` requests that share devices; ``waves``: ``g``, or None for random arrivals."""
-    others = (batch - 1) * times.prompt
-    alone = host.request + times.prompt + times.token / 2
+    """TTFT, TPOT and load of ``batch`` requests that share devices; ``waves``: ``g``, or None for random arrivals.
+
+    An answer of one token has no later ones: it waits for all other prompts, and its TPOT is that of a decode step.
+    """
+    later = np.maximum(osl - 1, 0.0)
+    others = (batch - 1) * times.occupied
+    alone = host.request + times.prompt + np.where(later > 0, times.token / 2, 0.0)
     # The load that the requests in flight make at the cycle they would have without waiting: an upper bound.
-    load = batch * times.prompt / (times.prompt + osl * times.token + others)
-    wait = np.minimum(load * times.prompt / (2 * (1 - load)), others) if waves is None else waves * others
-    return alone + wait, times.token + (others - wait) / np.maximum(osl, 1), load
+    load = batch * times.occupied / (times.prompt + later * times.token + others)
+    queue = load * times.occupied / (2 * np.maximum(1 - load, 1e-9))
+    wait = np.minimum(queue, others) if waves is None else waves * others
+    wait = np.where(later > 0, wait, others)
+    return alone + wait, times.token + (others - wait) / np.maximum(later, 1.0), load
 
 
 def _aggregated(setup: Setup, times: Times, host: Engine, waves: float | None) -> Prediction:
@@ -122,39 +146,35 @@ def _aggregated(setup: Setup, times: Times, host: Engine, waves: float | None) -
     rate = pool.in_flight / latency
     devices = np.asarray(pool.devices, float)
     ledger = memory.ledger(setup, pool)
-    return Prediction(
-        ttft, tpot, latency, rate, devices, load, times.prefill, times.decode, times.overhead, ledger, None
-    )
+    return Prediction(ttft, tpot, latency, rate, devices, load, times, ledger, None)
 
 
 def _disaggregated(setup: Setup, first: Pool, times: Times, host: Engine) -> Prediction:
     pool = setup.decode
     isl, osl = np.asarray(setup.isl, float), np.asarray(setup.osl, float)
     moved = transfer(setup, first, isl)
-    rate = pool.in_flight / ((osl - 1) * times.token + moved)
-    served = np.asarray(first.replicas, float) * first.dp * first.pp / times.prompt
-    load = rate / served
-    wait = load * times.prompt / (2 * np.maximum(1 - load, 1e-3))
-    ttft = host.request + times.prompt + wait + moved + times.token
+    # The prefill pool makes the first token; a decode slot is held while the cache arrives and for the later tokens.
+    rate = pool.in_flight / (np.maximum(osl - 1, 0.0) * times.token + moved)
+    load = rate * times.occupied / (np.asarray(first.replicas, float) * first.dp)
+    wait = load * times.occupied / (2 * np.maximum(1 - load, 1e-3))
+    ttft = host.request + times.prompt + wait + moved
     devices = np.asarray(pool.devices + first.devices, float)
     ledgers = memory.ledger(setup, pool), memory.ledger(setup, first, decoding=False)
     latency = ttft + (osl - 1) * times.token
-    return Prediction(
-        ttft, times.token, latency, rate, devices, load, times.prefill, times.decode, times.overhead, *ledgers
-    )
+    return Prediction(ttft, times.token, latency, rate, devices, load, times, *ledgers)
 
 
-def transfer(setup: Setup, pool: Pool, isl: Array) -> Array:
-    """Seconds to carry a prompt's cache from its prefill instance to a decode instance, over the slower port.
+def transfer(setup: Setup, first: Pool, isl: Array) -> Array:
+    """Seconds to carry a prompt's cache from its prefill instance to a decode instance.
 
-    Pools that share a node use its devices' links, others the node's network ports.
+    Every device of an instance sends or receives its part; the instance with fewer ports sets the pace. Pools that
+    share a node use its devices' links, others the node's network ports.
     """
-    node = setup.node
-    cache = memory.kv_bytes(setup, pool, isl) * pool.tp * pool.pp
-    inside = node.scale_up.bandwidth * np.asarray(pool.tp, float)
-    devices = np.asarray(pool.devices) + setup.decode.devices
+    node, decode = setup.node, setup.decode
+    cache = memory.kv_bytes(setup, first, isl) * first.tp * first.pp
+    ports = np.minimum(np.asarray(first.tp * first.pp, float), decode.tp * decode.pp)
+    inside = node.scale_up.latency + cache / (node.scale_up.bandwidth * ports)
     if node.network is None:
-        return node.scale_up.latency + cache / inside
-    share = np.maximum(1, np.asarray(pool.tp, float) * node.nics / node.count)
-    outside = node.network.latency + cache / (node.network.bandwidth * share)
-    return np.where(devices <= node.count, node.scale_up.latency + cache / inside, outside)
+        return np.asarray(inside)
+    outside = node.network.latency + cache / (node.network.bandwidth * np.maximum(1, ports * node.nics / node.count))
+    return np.asarray(np.where(first.devices + decode.devices <= node.count, inside, outside))

@@ -56,7 +56,7 @@ class Step:
         """One pass, then another."""
         return Step(*(getattr(self, f.name) + getattr(later, f.name) for f in fields(self)))
 
-    def __mul__(self, times: float) -> "Step":
+    def __mul__(self, times: float | Array) -> "Step":
         """The pass, so many times."""
         return Step(*(getattr(self, f.name) * times for f in fields(self)))
 
@@ -71,13 +71,20 @@ def decode(platform: Platform, setup: Setup, pool: Pool, batch: Array, context: 
         batch: requests of one attention replica. context: mean tokens in the cache of a request.
     """
     sequences = np.maximum(1.0, np.asarray(batch, float) / pool.pp)
-    return _pass(platform, setup, pool, _batch(setup, pool, True, sequences, np.asarray(context, float), sequences))
+    at = _batch(setup, pool, True, sequences, np.asarray(context, float), sequences)
+    return _pass(platform, setup, pool, at, unevenness(setup, pool))
 
 
 def prefill(platform: Platform, setup: Setup, pool: Pool, prompts: Array, isl: Array) -> Step:
     """One prefill pass over ``prompts`` whole prompts of ``isl`` tokens in each attention replica."""
     prompts, isl = np.asarray(prompts, float), np.asarray(isl, float)
-    return _pass(platform, setup, pool, _batch(setup, pool, False, prompts, isl, prompts * isl))
+    return _pass(platform, setup, pool, _batch(setup, pool, False, prompts, isl, prompts * isl), np.ones(()))
+
+
+def unevenness(setup: Setup, pool: Pool) -> Array:
+    """Layers of the longest pipeline stage over the mean: what a full pipeline waits for."""
+    layers, stages = setup.model.layers, np.asarray(pool.pp, float)
+    return np.asarray(np.ceil(layers / stages) * stages / layers)
 
 
 def _batch(setup: Setup, pool: Pool, decoding: bool, sequences: Array, context: Array, rows: Array) -> Batch:
@@ -89,13 +96,15 @@ def _batch(setup: Setup, pool: Pool, decoding: bool, sequences: Array, context: 
     return Batch(decoding, sequences, context, rows, **layout, **formats, **node)
 
 
-def _pass(platform: Platform, setup: Setup, pool: Pool, at: Batch) -> Step:
+def _pass(platform: Platform, setup: Setup, pool: Pool, at: Batch, stretch: Array) -> Step:
+    """``stretch``: how much longer the layers take than their sum."""
     model = setup.model
     step = _ends(platform, model, at)
     for block in model.blocks:
-        step = step + _block(platform, model.hidden, block, at) * block.count
+        step = step + _block(platform, model.hidden, block, at) * (block.count * stretch)
     stages = np.asarray(pool.pp, float)
-    hop = _said(platform, at, "send_recv", at.rows * model.hidden * ACTIVATION, np.minimum(stages, 2.0))
+    spread = at.tp * at.dp * stages
+    hop = _said(platform, at, "send_recv", at.rows * model.hidden * ACTIVATION, np.minimum(stages, 2.0), spread)
     return step + Step(communication=(stages - 1) * hop)
 
 
@@ -145,12 +154,18 @@ def _products(
     return seconds
 
 
-def _said(platform: Platform, at: Batch, what: Collective, size: Array, ranks: Array) -> Array:
-    """Seconds of a collective: over the node's links, or over the network where the group is larger than a node."""
+def _said(
+    platform: Platform, at: Batch, what: Collective, size: Array, ranks: Array, spread: Array | None = None
+) -> Array:
+    """Seconds of a collective: over the node's links, or over the network where it spreads over more than a node.
+
+    ``spread``: devices that the ranks are spread over, if more than the ranks themselves.
+    """
     inside = collective(platform, what, size, ranks)
-    if at.network is None or not np.any(ranks > at.node_devices):
+    outside = (ranks if spread is None else spread) > at.node_devices
+    if at.network is None or not np.any(outside):
         return inside
-    return np.where(ranks > at.node_devices, collective(platform, what, size, ranks, at.network), inside)
+    return np.where(outside & (ranks > 1), collective(platform, what, size, ranks, at.network), inside)
 
 
 def _activation(platform: Platform, ffn: Dense, at: Batch) -> Array:

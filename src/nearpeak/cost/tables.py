@@ -263,11 +263,15 @@ def _price(
     """Write the predictions of one group where its rows are, or into ``errors`` why there are none."""
     try:
         p = platform_named(group.gpu, group.engine)
-        work = READINGS[op].work(p, group.kinds, group.numbers)
-        time = seconds(p, work)
+        with np.errstate(over="ignore", invalid="ignore"):  # sizes beyond all numbers are told of below
+            work = READINGS[op].work(p, group.kinds, group.numbers)
+            time = seconds(p, work)
     except NearpeakError as error:
         errors[group.rows] = str(error)
         return
+    known = np.isfinite(time)
+    errors[group.rows[~known]] = "the sizes are too large: the time is beyond all numbers"
+    time = np.where(known, time, np.nan)
     at = rows[group.rows]
     variant = np.broadcast_to(work.variant, at.shape)
     have = constants(p, work.op, distinct(variant))
@@ -275,7 +279,7 @@ def _price(
     factors = np.array(have.factors)[row]
     told["seconds"][at] = time
     told["seconds_low"][at], told["seconds_high"][at] = time * factors[:, 0], time * factors[:, 1]
-    words["evidence"][at] = np.array(have.evidence, object)[row]
+    words["evidence"][at] = np.where(known, np.array(have.evidence, object)[row], "")
 
 
 def platform_named(gpu: str, engine: str, calibration: Calibration | None = None) -> Platform:
@@ -332,10 +336,10 @@ def _require(table: Table, reading: Reading, op: str) -> None:
 def _numbers(table: Table, name: str, reading: Reading, errors: Column) -> Array:
     if name not in table:
         return np.full(errors.size, reading.counts[name], float)
-    try:
-        column = np.asarray(table[name], float)
-    except (TypeError, ValueError):
-        column = np.array([_number(v) for v in table[name]])
+    if table[name].dtype.kind in "iuf":
+        column = table[name].astype(float)
+    else:
+        column = np.array([number(v) for v in table[name]], float)
     wrong = ~(column > 0) if name in reading.sizes else ~(column >= 0)
     if (default := reading.counts.get(name)) is not None:
         empty = np.isnan(column)
@@ -346,7 +350,10 @@ def _numbers(table: Table, name: str, reading: Reading, errors: Column) -> Array
     return column
 
 
-def _number(value: Any) -> float:  # noqa: ANN401  (a cell of a text column)
+def number(value: Any) -> float:  # noqa: ANN401  (a cell of a column that is not of numbers throughout)
+    """The number that a cell holds or spells; nan for a truth value, a date or anything else."""
+    if isinstance(value, bool | np.bool_ | np.datetime64 | np.timedelta64):
+        return float("nan")
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -64,6 +64,13 @@ class Store:
     path: Path = field(default_factory=default_path)
     patience: float = 10.0
 
+    def prepare(self) -> None:
+        """Make the store if there is none, and see that it can be written: before work that would be lost."""
+        if not self.path.exists():
+            self._make()
+        with self._connected(write=True):
+            pass
+
     def add(self, measurement: Measurement) -> None:
         """Write a measurement that ``record`` has dated, whole or not at all.
 
@@ -95,7 +102,7 @@ class Store:
         if found:
             raise UsageError(f"{len(found)} measurements begin with {id!r}: {', '.join(m.id for m in found[:5])}; "
                              "write more of it")  # fmt: skip
-        raise UsageError(f"no measurement {id!r} in {self.path}; `list` shows those there are")
+        raise UsageError(f"no measurement {id!r} in {self.path}; `nearpeak measurements` lists those there are")
 
     def list(self, **what: str | int | float | bool) -> tuple[Measurement, ...]:
         """Measurements in the order in which they were made; with ``what``, those whose inputs have these values.

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nearpeak.cost import Step, costs, evidence, intervals, platform_of, predict
+from nearpeak.cost import Prediction, Step, costs, evidence, intervals, platform_of, predict
 from nearpeak.cost.engine import engine
 from nearpeak.formats import FORMATS
-from nearpeak.hardware import Device, Node
+from nearpeak.hardware import Link
 from nearpeak.plan.planner import Candidate
 from nearpeak.setup import Pool, Setup
 
@@ -110,8 +110,8 @@ def explain(setup: Setup, techniques: tuple[str, ...] = (), quality: float = 1.0
         "dollars_per_million_tokens": figure(bill.dollars * 1e6, "latency"),
         "kg_co2e_per_million_tokens": figure(bill.carbon * 1e6, "latency"),
     }
-    overhead = float(predicted.overhead)
-    decode = _parts(predicted.decode) | {"engine": overhead}
+    times = predicted.times
+    decode = _parts(times.decode) | {"engine": float(times.overhead)}
     ledgers = {"decode": predicted.memory} | (
         {"prefill": predicted.prefill_memory} if predicted.prefill_memory is not None else {}
     )
@@ -127,9 +127,9 @@ def explain(setup: Setup, techniques: tuple[str, ...] = (), quality: float = 1.0
             for pool, ledger in ledgers.items()
         },
         decode=decode,
-        prefill=_parts(predicted.prefill) | {"engine": float(engine(setup.engine).step)},
+        prefill=_parts(times.prefill) | {"engine": float(times.prompt - times.prefill.total)},
         bottleneck=max(decode, key=lambda part: decode[part]),
-        levers=levers(setup),
+        levers=levers(setup, predicted),
         load=float(predicted.load),
     )
 
@@ -144,17 +144,21 @@ def _parts(step: Step) -> dict[str, float]:
     return {name: float(getattr(step, name)) for name in PARTS}
 
 
-def levers(setup: Setup) -> tuple[Lever, ...]:
-    """The figures of a configuration if one resource were twice as good, all else equal."""
-    now = predict(platform_of(setup), setup)
+def levers(setup: Setup, now: Prediction) -> tuple[Lever, ...]:
+    """The figures of a configuration if one resource were twice as good, all else equal; ``now``: as it is."""
     node, host = setup.node, engine(setup.engine)
     device = node.device
-    faster_link = replace(node.scale_up, bandwidth=2 * node.scale_up.bandwidth, latency=node.scale_up.latency / 2)
+    main = device.memory[0]
+    wider = replace(device, memory=(replace(main, bandwidth=2 * main.bandwidth), *device.memory[1:]))
+    quicker = replace(device, rates={rate: 2 * peak for rate, peak in device.rates.items()})
+    network = node.network and _twice(node.network)
+    closer = replace(node, scale_up=_twice(node.scale_up), network=network)
+    lighter = {name: getattr(host, name) / 2 for name in ("step", "sequence", "layer", "request")}
     better = {
-        "twice the memory bandwidth": (_with(node, _twice_bandwidth(device)), host),
-        "twice the arithmetic": (_with(node, replace(device, rates={k: 2 * v for k, v in device.rates.items()})), host),
-        "twice the link speed, half its latency": (replace(node, scale_up=faster_link), host),
-        "half the engine overhead": (node, replace(host, step=host.step / 2, sequence=host.sequence / 2)),
+        "twice the memory bandwidth": (replace(node, device=wider), host),
+        "twice the arithmetic": (replace(node, device=quicker), host),
+        "twice the link speed, half its latency": (closer, host),
+        "half the engine overhead": (node, replace(host, **lighter)),
     }
     found = []
     for name, (changed, changed_host) in better.items():
@@ -165,13 +169,8 @@ def levers(setup: Setup) -> tuple[Lever, ...]:
     return tuple(sorted(found, key=lambda lever: lever.tpot))
 
 
-def _with(node: Node, device: Device) -> Node:
-    return replace(node, device=device)
-
-
-def _twice_bandwidth(device: Device) -> Device:
-    main = device.memory[0]
-    return replace(device, memory=(replace(main, bandwidth=2 * main.bandwidth), *device.memory[1:]))
+def _twice(link: Link) -> Link:
+    return replace(link, bandwidth=2 * link.bandwidth, latency=link.latency / 2)
 
 
 def record(plan: Explained) -> dict[str, Any]:

@@ -29,6 +29,9 @@ Mask = NDArray[np.bool_]
 SLICE = 1 << 15
 """Setups priced in one call: their intermediate arrays (256 kB each) stay in the processor's second-level cache."""
 TYPICAL_BATCHES = 200
+"""Batches of a layout, about: what the size of a slice is reckoned with."""
+KEPT = 256
+"""Candidates kept of a slice, the best: far more than anyone reads, and memory stays bounded."""
 MOST_BATCH = 4096
 
 
@@ -86,21 +89,23 @@ class Plans:
     """The answer.
 
     Attributes:
-        candidates: of every layout and choice of techniques the best batch, from best to worst.
+        candidates: the best batches of layouts and choices of techniques, from best to worst.
         front: the Pareto front of speed for a user against throughput of a device, from slow to fast.
         priced: distinct Setups priced. started: of those, how many fit in memory and have a steady state.
+        met: layouts and choices of techniques that meet the goal at some batch.
         seconds: processor seconds of the search.
         miss: the nearest miss where nothing meets the goal.
-        unpriced: devices left out because the goal is money and no price is known.
+        left_out: devices that could not be considered, and why.
     """
 
     candidates: tuple[Candidate, ...]
     front: tuple[Point, ...]
     priced: int
     started: int
+    met: int
     seconds: float
     miss: Miss | None
-    unpriced: tuple[str, ...]
+    left_out: dict[str, str]
 
 
 @dataclass
@@ -109,10 +114,11 @@ class _Seen:
 
     priced: int = 0
     started: int = 0
+    met: int = 0
     candidates: list[Candidate] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     miss: Miss | None = None
-    unpriced: set[str] = field(default_factory=set)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def plan(
@@ -132,37 +138,40 @@ def plan(
         progress: called with the blocks done and the blocks in all.
 
     Raises:
-        UsageError: lengths that are not positive or beyond the model's context.
+        UsageError: lengths that are not positive or beyond the model's context, a device named twice, an encoder.
         NearpeakError: nothing fits in memory, or no price is known for any device and the goal is money.
     """
     _check_lengths(model, isl, osl)
+    _check_fleets(fleets)
     began = time.process_time()
     seen = _Seen()
-    jobs = [
-        (platform_of(base), fleet, kept, block)
-        for fleet in fleets
-        for engine in engines
-        for base in (base_setup(model, fleet.node, engine, isl, osl),)
-        for kept, block in _blocks(base, fleet, goal, techniques)
-    ]
+    bases = [(base_setup(model, fleet.node, engine, isl, osl), fleet) for fleet in fleets for engine in engines]
+    jobs = []
+    for base, fleet in bases:
+        try:
+            platform = platform_of(base)
+        except UsageError as error:
+            seen.left_out[fleet.node.device.name] = str(error)
+            continue
+        jobs += [(platform, fleet, kept, block) for kept, block in _blocks(base, fleet, goal, techniques)]
     for done, (platform, fleet, kept, block) in enumerate(jobs):
         _price(seen, platform, goal, fleet, kept, block)
         if progress:
             progress(done + 1, len(jobs))
-    if seen.started == 0:
+    if seen.started == 0 and not seen.left_out:
         raise NearpeakError(_nothing_fits(model, fleets))
-    if len(seen.unpriced) == len({f.node.device.name for f in fleets}):
-        names = ", ".join(sorted(seen.unpriced))
-        raise NearpeakError(f"no price is catalogued for {names}; give one with --price {names.split(',')[0]}=DOLLARS")
+    if seen.left_out and not seen.candidates and seen.miss is None:
+        raise NearpeakError("; ".join(seen.left_out.values()))
     candidates = sorted(seen.candidates, key=lambda c: (c.score, c.devices, -c.variant.quality))
     return Plans(
         candidates=tuple(candidates),
         front=_skyline(seen.points),
         priced=seen.priced,
         started=seen.started,
+        met=seen.met,
         seconds=time.process_time() - began,
         miss=None if candidates else seen.miss,
-        unpriced=tuple(sorted(seen.unpriced)),
+        left_out=seen.left_out,
     )
 
 
@@ -181,6 +190,13 @@ def _check_lengths(model: Architecture, isl: float, osl: float) -> None:
         raise UsageError(
             f"isl {isl:g} + osl {osl:g} tokens exceed the {model.context} that {model.name} was made for; shorten them"
         )
+
+
+def _check_fleets(fleets: Sequence[Fleet]) -> None:
+    named = [f.node.device.name for f in fleets]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise UsageError(f"{', '.join(twice)} is named twice; give each device one range")
 
 
 def _nothing_fits(model: Architecture, fleets: Sequence[Fleet]) -> str:
@@ -233,17 +249,20 @@ def _price(seen: _Seen, platform: Platform, goal: Goal, fleet: Fleet, variants: 
     predicted = predict(platform, block)
     bill = costs(block, predicted)
     shape = block.shape
-    allowed = np.broadcast_to((block.devices >= fleet.least) & (block.devices <= fleet.most), shape)
+    asked = (block.devices >= fleet.least) & (block.devices <= fleet.most)
+    allowed = np.broadcast_to(asked & space.whole_blocks(block), shape)
     seen.priced += int(allowed.sum())
     starts = allowed & predicted.fits
     seen.started += int(starts.sum())
     if not starts.any():
         return
-    value = np.broadcast_to(score(goal, predicted, bill, np.asarray(block.osl, float)), shape)
-    if np.isnan(value).all():
-        seen.unpriced.add(block.node.device.name)
+    price = block.node.device.price_per_hour
+    if price is None and (goal.objective == "cost" or goal.budget is not None):
+        name = block.node.device.name
+        seen.left_out[name] = f"no price is catalogued for {name}; give one with --price {name}=DOLLARS"
         return
-    over = excess(goal, predicted, block.node.device.price_per_hour or np.nan)
+    value = np.broadcast_to(score(goal, predicted, bill, np.asarray(block.osl, float)), shape)
+    over = excess(goal, predicted, 0.0 if price is None else price)
     worst = np.broadcast_to(np.maximum.reduce(np.broadcast_arrays(0.0, *over.values())), shape)
     meets = starts & (worst <= 1)
 
@@ -255,7 +274,9 @@ def _price(seen: _Seen, platform: Platform, goal: Goal, fleet: Fleet, variants: 
         masked = np.where(meets, value, np.inf)
         best = masked.argmin(axis=-1)
         reached = np.take_along_axis(masked, best[..., None], -1)[..., 0]
-        for index in map(tuple, np.argwhere(np.isfinite(reached)).tolist()):
+        seen.met += int(np.isfinite(reached).sum())
+        ranked = np.argsort(reached, axis=None)[: min(KEPT, int(np.isfinite(reached).sum()))]
+        for index in zip(*(a.tolist() for a in np.unravel_index(ranked, reached.shape)), strict=True):
             seen.candidates.append(candidate((*index, int(best[index]))))
     elif not seen.candidates:
         nearest = np.unravel_index(int(np.where(starts, worst, np.inf).argmin()), shape)

@@ -1,6 +1,6 @@
 """Which Setups there are: layouts of the devices, formats by technique, batches. Arrays, ready to be priced at once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearpeak.errors import UsageError
+from nearpeak.formats import BLOCKS
 from nearpeak.hardware import Node
-from nearpeak.setup import Pool, Setup
-from nearpeak.techniques import Technique, techniques
+from nearpeak.setup import Numeric, Pool, Setup
+from nearpeak.techniques import Technique, technique, techniques
 from nearpeak.workload import Architecture, Attention, Dense, Experts, LatentAttention
 
 Ints = NDArray[np.int64]
@@ -44,20 +45,44 @@ def variants(base: Setup, allowed: Iterable[str] | None = None) -> list[Variant]
     Args:
         allowed: names to choose from; all registered ones if None.
     """
-    chosen = [t for t in techniques().values() if allowed is None or t.name in set(allowed)]
+    names = None if allowed is None else {technique(name).name for name in allowed}
+    chosen = [t for t in techniques().values() if names is None or t.name in names]
     usable = [t for t in chosen if t.needs(base) is None]
     slots: dict[str, list[Technique | None]] = {}
-    for technique in usable:
-        slots.setdefault(technique.slot, [None]).append(technique)
+    for one in usable:
+        slots.setdefault(one.slot, [None]).append(one)
     found = []
     for combination in product(*slots.values()):
         used = tuple(t for t in combination if t is not None)
         setup, quality = base, 1.0
-        for technique in used:
-            setup = technique.effect(setup)
-            quality *= technique.quality.low
+        for one in used:
+            setup = one.effect(setup)
+            quality *= one.quality.low
         found.append(Variant(setup, used, quality))
     return found
+
+
+def whole_blocks(setup: Setup) -> NDArray[np.bool_]:
+    """Where no cut of a matrix parts values that share a scale; engines refuse the others. Shaped like the Setup."""
+    whole = np.ones((), bool)
+    for pool in setup.pools:
+        for width, ways, fmt in _cuts(setup, pool):
+            whole = whole & (width % (ways * BLOCKS[np.asarray(fmt)]) == 0)
+    return whole
+
+
+def _cuts(setup: Setup, pool: Pool) -> Iterator[tuple[int, Ints, Numeric]]:
+    """Widths that a layout cuts, into how many parts, and the format of what is cut."""
+    for block in setup.model.blocks:
+        if isinstance(block.mixer, Attention):
+            yield block.mixer.heads * block.mixer.v_head_dim, np.asarray(pool.tp), setup.attention
+        elif isinstance(block.mixer, LatentAttention):
+            yield block.mixer.heads * block.mixer.v_dim, np.asarray(pool.tp), setup.attention
+        if isinstance(block.ffn, Dense):
+            yield block.ffn.inter, np.asarray(pool.tp), setup.ffn
+        elif isinstance(block.ffn, Experts):
+            yield block.ffn.inter, np.asarray(pool.moe_tp), setup.experts
+            yield block.ffn.shared_inter, np.asarray(pool.tp), setup.ffn
 
 
 def _powers(limit: int) -> list[int]:

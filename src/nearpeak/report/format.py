@@ -13,9 +13,11 @@ _SMALL = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent: 0.0123, 1.2, 45.6, 12345."""
+    """Three significant digits, without an exponent below 1e15: 0.0123, 1.2, 45.6, 12345, 3.31e+300."""
     if value == 0:
         return "0"
+    if not abs(value) < 1e15:
+        return f"{value:.3g}"
     places = max(0, 2 - math.floor(math.log10(abs(value))))
     text = f"{value:.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

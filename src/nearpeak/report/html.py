@@ -144,10 +144,9 @@ def _header(plans: "Plans", best: "Explained", goal: "Goal") -> str:
         f"{isl} prompt and {osl} answer tokens on average, on {', '.join(kinds)}.",
         f"Goal: {_goal(goal)}.",
         f"{write.number(plans.priced)} setups were priced in {write.seconds(plans.seconds)} of processor time; "
-        f"{write.number(plans.started)} of them start, and {write.number(len(plans.candidates))} plans meet the goal.",
+        f"{write.number(plans.started)} of them start, and {write.number(plans.met)} plans meet the goal.",
     ]
-    if plans.unpriced:
-        lines.append(f"Left out, as no price is known: {', '.join(plans.unpriced)}.")
+    lines += [f"Left out: {reason}." for reason in plans.left_out.values()]
     said = " ".join(lines)
     return f'<header><h1>{escape(setup.model.name)}</h1><p class="soft">{escape(said)}</p></header>'
 

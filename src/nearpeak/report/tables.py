@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nearpeak.plan import Explained, Figure, Miss, Plans, Point
 
 BAR = 30
+SHORTEST_TEXT = 12
+"""Characters that a column of text keeps where room is short: an id's."""
 """Characters of a bar that means the whole."""
 
 
@@ -76,9 +78,9 @@ def _with_interval(figure: "Figure") -> "Text":
 def _searched(plans: "Plans") -> str:
     text = (
         f"{write.number(plans.priced)} setups priced in {write.seconds(plans.seconds)}; "
-        f"{write.number(plans.started)} start in memory, {write.number(len(plans.candidates))} plans meet the goal"
+        f"{write.number(plans.started)} start in memory, {write.number(plans.met)} plans meet the goal"
     )
-    return text + (f"; no price is known for {', '.join(plans.unpriced)}" if plans.unpriced else "")
+    return text + "".join(f"; left out: {reason}" for reason in plans.left_out.values())
 
 
 def why(plan: "Explained") -> "Group":
@@ -201,7 +203,13 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     names = list(columns if columns is not None else rows[0] if rows else ())
     for name in names:
         numeric = any(isinstance(r.get(name), int | float) and not isinstance(r.get(name), bool) for r in rows)
-        found.add_column(write.title(name), justify="right" if numeric else "left", no_wrap=numeric)
+        widest = max((len(write.value(name, r.get(name))) for r in rows), default=0)
+        found.add_column(  # where room is short, headings and long text wrap; figures and ids stay whole
+            write.title(name),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=widest if numeric else min(widest, SHORTEST_TEXT),
+        )
     for row in rows:
         found.add_row(*(_plain(write.value(name, row.get(name))) for name in names))
     return found

@@ -14,6 +14,8 @@ def _needs(setup: Setup) -> str | None:
         return "an encoder keeps no cache"
     if np.any(np.asarray(setup.kv) != code("bf16")):
         return "the cache is already quantized"
+    if "bf16" not in setup.node.device.rates:
+        return f"engines widen an FP8 cache to BF16, which {setup.node.device.title} does not multiply"
     return None
 
 

@@ -208,7 +208,7 @@ def _scheme(group: Mapping[str, Any], name: str) -> str:
         ("float", 4, 16): "mxfp4" if weights.get("group_size") == 32 else None,
         ("int", 8, 8): "int8",
         ("int", 8, 16): "int8_wo",
-        ("int", 4, 16): "int4_wo",
+        ("int", 4, 16): "int4_wo_32" if weights.get("group_size") == 32 else "int4_wo",
     }
     if found := formats.get((weights["type"], weights["num_bits"], bits)):
         return found
