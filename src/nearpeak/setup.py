@@ -72,7 +72,9 @@ class Setup:
         prefill: the pool that only prefills, in disaggregated serving; None in aggregated.
         attention, ffn, experts, kv: format codes of attention's matrices, of dense feed-forward matrices, of expert
             matrices, of the KV cache.
-        chunk: most tokens that one step prefills (chunked prefill), per attention replica.
+        chunk: most tokens that one step prefills, per attention replica. It bounds activations and is what the engine
+            is told; times are of prompts prefilled whole and one at a time, so short ones (below some 700 tokens, whose
+            launches take longer than their kernels) are priced too high.
     """
 
     model: Architecture

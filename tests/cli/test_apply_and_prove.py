@@ -27,6 +27,7 @@ def test_a_plans_technique_is_carried_out(run, tiny_llama, tmp_path):
         (("--group", "77"), "77"),
         (("--technique", "magic"), "magic"),
         (("--plan", "nothing.json"), "nothing.json"),
+        (("--plan", "plan.json", "--bits", "8"), "--bits"),
     ],
 )
 def test_apply_refuses_what_it_cannot_do(run, tiny_llama, tmp_path, arguments, words):

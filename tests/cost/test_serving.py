@@ -96,6 +96,18 @@ def test_a_row_without_sensible_lengths_says_so(value):
     assert not found["error"][1]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_wrong_cell_fails_its_row_alone():
+    rows = 9
+    isl: list[object] = [1024] * rows
+    isl[4], isl[7] = "many", "512"
+    found = predict_serving_table(table(isl=isl, tp_size=[1.0] * 8 + ["two"]))
+    assert np.flatnonzero(found["error"] != "").tolist() == [4, 8]
+    assert "isl is many" in found["error"][4]
+    assert "tp_size is two" in found["error"][8]
+    assert found["ttft"][7] == predict_serving_table(table(isl=512))["ttft"][0]
+
+
 def test_a_table_without_its_columns_is_refused_by_name():
     asked = table()
     del asked["gpu"], asked["isl"]

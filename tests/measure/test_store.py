@@ -195,6 +195,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NearpeakError, match="NEARPEAK_HOME"):
         Store(tmp_path / "file" / "folder" / "m.duckdb").add(a_measurement())
+    with pytest.raises(NearpeakError, match="NEARPEAK_HOME"):
+        Store(tmp_path / "file" / "folder" / "m.duckdb").prepare()
+
+
+def test_a_prepared_store_is_empty_and_keeps_what_it_had(tmp_path):
+    store = Store(tmp_path / "m.duckdb")
+    store.prepare()
+    assert store.list() == ()
+    store.add(a_measurement())
+    store.prepare()
+    assert len(store.list()) == 1
 
 
 def test_the_default_place_follows_the_environment(monkeypatch, tmp_path):

@@ -58,6 +58,11 @@ def test_durations_keep_their_value(value):
     assert float(number) * {"s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[unit] == pytest.approx(value, rel=5.1e-3)
 
 
+def test_what_no_one_reads_digit_by_digit_has_an_exponent():
+    assert write.digits(3.3084e300) == "3.31e+300"
+    assert write.digits(float("inf")) == "inf"
+
+
 def test_every_figure_of_a_plan_can_be_written():
     from plans_by_hand import explained
 
