@@ -196,7 +196,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_work(run, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "g.csv").write_text("gpu,backend,gemm_dtype,m,n,k\nh100,vllm,bfloat16,1,2,3\n")
     for place in ("file/out.csv", "missing/out.csv"):
-        for command in (PLAN + ("--html",), ("predict", "operators", tmp_path / "g.csv", "--op", "gemm", "--out")):
+        for command in ((*PLAN, "--html"), ("predict", "operators", tmp_path / "g.csv", "--op", "gemm", "--out")):
             found = run(*command, tmp_path / place)
             assert (found.code, found.out) == (2, "")
             assert "no folder" in found.err

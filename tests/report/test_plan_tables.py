@@ -97,13 +97,16 @@ def test_a_table_writes_figures_by_column_and_takes_no_text_for_markup():
     assert shown(table([])).strip() == ""
 
 
-def test_a_crowded_table_wraps_its_headings_and_keeps_figures_and_ids_whole():
+def test_a_crowded_table_wraps_and_leaves_nothing_out():
     row = {"id": "20df59b27803", "model": "tiny", "created": "2026-01-02T03:04:05"}
     row |= {f"time_over_a_long_name_{i}": 1.25 + i for i in range(6)}
-    lines = shown(table([row]), 80)
+    lines = shown(table([row]), 90)
     assert "20df59b27803" in lines
     assert all(f"{1.25 + i}" in lines for i in range(6))
     assert "…" not in lines
+    narrow = shown(table([row]), 60)
+    assert "20df59b27803" in narrow
+    assert max(map(len, narrow.splitlines())) <= 60
 
 
 def test_without_a_terminal_all_is_plain_text(capsys):

@@ -134,6 +134,8 @@ def _answer(
             [intervals(setup.engine, *how)[figure] for how in zip(served, map(str, rests_on), strict=True)]
         )
         value = np.broadcast_to(getattr(found, figure), at.shape)
+        if not np.isfinite(value).all():
+            raise UsageError("the sizes are too large: the time is beyond all numbers")
         figures[figure][at] = value
         figures[f"{figure}_low"][at], figures[f"{figure}_high"][at] = value * spread[:, 0], value * spread[:, 1]
     texts["evidence"][at] = rests_on

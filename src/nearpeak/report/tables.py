@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from nearpeak.plan import Explained, Figure, Miss, Plans, Point
 
 BAR = 30
-SHORTEST_TEXT = 12
-"""Characters that a column of text keeps where room is short: an id's."""
 """Characters of a bar that means the whole."""
+SHORT_NAME = 20
+"""Characters of a row's name that no table breaks: an id's, a device's."""
 
 
 def _table(title: str | None = None) -> "Table":
@@ -203,13 +203,10 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     names = list(columns if columns is not None else rows[0] if rows else ())
     for name in names:
         numeric = any(isinstance(r.get(name), int | float) and not isinstance(r.get(name), bool) for r in rows)
-        widest = max((len(write.value(name, r.get(name))) for r in rows), default=0)
-        found.add_column(  # where room is short, headings and long text wrap; figures and ids stay whole
-            write.title(name),
-            justify="right" if numeric else "left",
-            overflow="fold",
-            min_width=widest if numeric else min(widest, SHORTEST_TEXT),
-        )
+        found.add_column(write.title(name), justify="right" if numeric else "left", overflow="fold")
+    if names:  # what a row is called stays whole where room is short, if it is short itself; the rest wraps
+        longest = max((len(write.value(names[0], row.get(names[0]))) for row in rows), default=0)
+        found.columns[0].no_wrap = longest <= SHORT_NAME
     for row in rows:
         found.add_row(*(_plain(write.value(name, row.get(name))) for name in names))
     return found
