@@ -127,3 +127,12 @@ def test_devices_that_a_harness_counts_twice_are_counted_once():
     assert setup.decode.tp.tolist() == [8, 8, 4]
     assert setup.decode.moe_tp.tolist() == [1, 1, 2]
     assert setup.decode.moe_ep.tolist() == [8, 8, 2]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("mode", "foo"), ("tp_size", 0.0), ("pp_size", 500.0), ("tp_size", -4.0)]
+)
+def test_a_row_that_makes_no_sense_says_which_value(column, value):
+    found = predict_serving_table(table(**{column: [value, {"mode": "agg"}.get(column, 1.0)]}))
+    assert f"{value:g}" in found["error"][0] if column != "mode" else "foo" in found["error"][0]
+    assert not found["error"][1]

@@ -245,3 +245,8 @@ def test_disaggregated_mixtures_are_the_best_of_a_loop_over_every_setup():
                 best = min(best, float(costs(setup, predicted).dollars[good].min()))
     assert found.candidates[0].setup.mode == "disagg" or found.candidates[0].score <= best
     assert min(c.score for c in found.candidates if c.setup.mode == "disagg") == pytest.approx(best, rel=1e-12)
+
+
+def test_a_search_of_hours_is_refused_before_it_begins():
+    with pytest.raises(UsageError, match="fewer devices"):
+        plan(MODEL, [Fleet(node_of("h200"), 1, 1_000_000)], Goal(), 1000, 100)

@@ -64,6 +64,13 @@ def plan(
     from nearpeak.workload import read
 
     check_new(html, "--html")
+    if export_to is not None:
+        from nearpeak.export import engines as exported
+
+        if unknown := sorted(set(engines) - set(exported())):
+            raise UsageError(
+                f"no launch files for {', '.join(unknown)}; --export knows {', '.join(sorted(exported()))}"
+            )
     if export_to is not None and (export_to.exists() or export_to.is_symlink()):
         raise UsageError(f"'{export_to}' exists; remove it or choose another --export")
     goal = Goal(objective, **limits)

@@ -1,5 +1,6 @@
 """Closed loops: a fixed number of requests in flight, as load generators make them; and tables of such runs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -178,7 +179,9 @@ def setup_of(table: Table, at: NDArray[np.intp], model: Architecture, node: Node
         part: np.array([_format(model, part, *row) for row in zip(quant, precision, strict=True)])
         for part, quant in said.items()
     }
-    mode = (text("mode") or ["agg"])[0]
+    mode = text("mode")[0] or "agg"
+    if mode not in ("agg", "disagg"):
+        raise UsageError(f"unknown mode {mode!r}; a run is agg or disagg")
     split = mode == "disagg"
     decode = _pool(table, at, model, node, "decode_" if split else "")
     prefill = _pool(table, at, model, node, "prefill_") if split else None
@@ -209,7 +212,13 @@ def _pool(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, p
         "tp": "tp_size", "pp": "pp_size", "dp": "attention_dp_size", "moe_tp": "moe_tp_size", "moe_ep": "moe_ep_size",
         "replicas": "num_workers", "batch": "batch_size",
     }  # fmt: skip
-    size = {name: np.maximum(1.0, _number(table, f"{prefix}{column}", at, 1.0)) for name, column in columns.items()}
+    size = {name: _number(table, f"{prefix}{column}", at, 1.0) for name, column in columns.items()}
+    for name, most in (("tp", math.inf), ("pp", model.layers), ("replicas", math.inf), ("batch", math.inf)):
+        wrong = [v for v in size[name].tolist() if not 1 <= v <= most]
+        if wrong:
+            column = f"{prefix}{columns[name]}"
+            raise UsageError(f"{column} {wrong[0]:g} is no size; give 1 or more" + (f", at most {most}" * (most < 1e9)))
+    size = {name: np.maximum(1.0, values) for name, values in size.items()}  # experts of dense models may be 0
     if any(isinstance(b.ffn, Experts) for b in model.blocks):
         group, factors = size["tp"] * size["dp"], size["moe_tp"] * size["moe_ep"]
         twice = (size["moe_tp"] == size["moe_ep"]) & (factors == group) & (group > node.count)

@@ -30,6 +30,8 @@ SLICE = 1 << 15
 """Setups priced in one call: their intermediate arrays (256 kB each) stay in the processor's second-level cache."""
 TYPICAL_BATCHES = 200
 """Batches of a layout, about: what the size of a slice is reckoned with."""
+MOST_SETUPS = 2e9
+"""Setups that a search is let begin with: about ten minutes."""
 KEPT = 256
 """Candidates kept of a slice, the best: far more than anyone reads, and memory stays bounded."""
 MOST_BATCH = 4096
@@ -143,8 +145,12 @@ def plan(
     """
     _check_lengths(model, isl, osl)
     _check_fleets(fleets)
+    chosen = None if techniques is None else tuple(techniques)
     began = time.process_time()
     seen = _Seen()
+    for fleet in fleets:
+        for engine in engines:
+            _check_size(base_setup(model, fleet.node, engine, isl, osl), fleet, chosen)
     bases = [(base_setup(model, fleet.node, engine, isl, osl), fleet) for fleet in fleets for engine in engines]
     jobs = []
     for base, fleet in bases:
@@ -153,7 +159,7 @@ def plan(
         except UsageError as error:
             seen.left_out[fleet.node.device.name] = str(error)
             continue
-        jobs += [(platform, fleet, kept, block) for kept, block in _blocks(base, fleet, goal, techniques)]
+        jobs += [(platform, fleet, kept, block) for kept, block in _blocks(base, fleet, goal, chosen)]
     for done, (platform, fleet, kept, block) in enumerate(jobs):
         _price(seen, platform, goal, fleet, kept, block)
         if progress:
@@ -189,6 +195,19 @@ def _check_lengths(model: Architecture, isl: float, osl: float) -> None:
     if isl + osl > model.context:
         raise UsageError(
             f"isl {isl:g} + osl {osl:g} tokens exceed the {model.context} that {model.name} was made for; shorten them"
+        )
+
+
+def _check_size(base: Setup, fleet: Fleet, allowed: Iterable[str] | None) -> None:
+    """Refuse a search of hours before it begins."""
+    found = space.variants(base, allowed)
+    split = sum(v.setup.prefill is not None for v in found)
+    rows = float(np.sum(fleet.most // space.layouts(base.model, fleet.node, base.engine, fleet.most).instance_devices))
+    setups = TYPICAL_BATCHES * (rows * (len(found) - split) + rows**2 / 2 * split)
+    if setups > MOST_SETUPS:
+        raise UsageError(
+            f"up to {fleet.most} {fleet.node.device.name} make some {setups:.0e} Setups, which would take hours; plan "
+            "for fewer devices and multiply, or choose from fewer techniques (disaggregation makes most of them)"
         )
 
 
