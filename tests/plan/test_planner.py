@@ -250,3 +250,11 @@ def test_disaggregated_mixtures_are_the_best_of_a_loop_over_every_setup():
 def test_a_search_of_hours_is_refused_before_it_begins():
     with pytest.raises(UsageError, match="fewer devices"):
         plan(MODEL, [Fleet(node_of("h200"), 1, 1_000_000)], Goal(), 1000, 100)
+
+
+def test_answers_of_one_token_are_planned_as_prefill_alone():
+    found = plan(MODEL, FOUR, Goal(), 2000, 1)
+    best = found.candidates[0].setup
+    assert best.mode == "agg"
+    predicted = predict(platform_of(best), best)
+    assert float(predicted.request_rate) <= int(best.decode.replicas) / float(predicted.times.occupied) * (1 + 1e-9)

@@ -1,6 +1,5 @@
 """Closed loops: a fixed number of requests in flight, as load generators make them; and tables of such runs."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -213,11 +212,14 @@ def _pool(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, p
         "replicas": "num_workers", "batch": "batch_size",
     }  # fmt: skip
     size = {name: _number(table, f"{prefix}{column}", at, 1.0) for name, column in columns.items()}
-    for name, most in (("tp", math.inf), ("pp", model.layers), ("replicas", math.inf), ("batch", math.inf)):
-        wrong = [v for v in size[name].tolist() if not 1 <= v <= most]
-        if wrong:
-            column = f"{prefix}{columns[name]}"
-            raise UsageError(f"{column} {wrong[0]:g} is no size; give 1 or more" + (f", at most {most}" * (most < 1e9)))
+    for name in ("tp", "pp", "replicas", "batch"):
+        wrong = size[name][size[name] < 1]
+        if len(wrong):
+            raise UsageError(f"{prefix}{columns[name]} {wrong[0]:g} is no size; give 1 or more")
+    if (size["pp"] > model.layers).any():
+        raise UsageError(
+            f"{prefix}pp_size {size['pp'].max():g} is more stages than {model.name} has layers, {model.layers}"
+        )
     size = {name: np.maximum(1.0, values) for name, values in size.items()}  # experts of dense models may be 0
     if any(isinstance(b.ffn, Experts) for b in model.blocks):
         group, factors = size["tp"] * size["dp"], size["moe_tp"] * size["moe_ep"]

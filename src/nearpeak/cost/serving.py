@@ -56,9 +56,10 @@ class Prediction:
 
     @property
     def fits(self) -> NDArray[np.bool_]:
-        """Whether every pool starts in memory and the state is steady."""
-        fits = self.memory.fits & (self.load < 1)
-        return fits if self.prefill_memory is None else fits & self.prefill_memory.fits
+        """Whether every pool starts in memory and the state is steady, as it always is where one pool does both."""
+        if self.prefill_memory is None:
+            return self.memory.fits
+        return self.memory.fits & self.prefill_memory.fits & (self.load < 1)
 
 
 def predict(platform: Platform, setup: Setup, host: Engine | None = None, closed: bool = False) -> Prediction:

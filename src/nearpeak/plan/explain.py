@@ -71,7 +71,7 @@ class Explained:
             if used > held["capacity"]:
                 over = f"needs {used / 1e9:.1f} GB of {held['capacity'] / 1e9:.1f}"
                 return f"will not start: a {pool} device {over}; use more devices, fewer bits or a smaller batch"
-        if self.load >= 1:
+        if self.setup.prefill is not None and self.load >= 1:
             return f"no steady state: prompts come {self.load:.2f} times as fast as the prefill pool serves them"
         return ""
 

@@ -148,12 +148,10 @@ def plan(
     chosen = None if techniques is None else tuple(techniques)
     began = time.process_time()
     seen = _Seen()
-    for fleet in fleets:
-        for engine in engines:
-            _check_size(base_setup(model, fleet.node, engine, isl, osl), fleet, chosen)
     bases = [(base_setup(model, fleet.node, engine, isl, osl), fleet) for fleet in fleets for engine in engines]
     jobs = []
     for base, fleet in bases:
+        _check_size(base, fleet, chosen)
         try:
             platform = platform_of(base)
         except UsageError as error:
