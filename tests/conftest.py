@@ -1,8 +1,15 @@
 """Fixtures that several rooms share."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# In CI the examples of property tests are the same at every run; elsewhere new ones are tried each time.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from nearpeak.hardware import device, link
 
 GPUS = ("a100_sxm", "h100_sxm", "b200_sxm", "rtx_pro_6000_server", "h200_sxm", "l40s")
 PHYSICS = Calibration("none", {})
-STEPS = 0.88
+STEPS = 0.85
 """Libraries choose kernels by shape, so that measured times (and what is fitted to them) step down here and there."""
 
 
@@ -49,13 +49,28 @@ def test_the_physics_of_a_product_grows_with_every_size(gpu, m, n, k, which):
     assert op.gemm(p, **more) >= op.gemm(p, m, n, k) * (1 - 1e-12)
 
 
-@given(gpus, st.floats(3, 14), st.floats(8, 15), st.floats(8, 14), st.sampled_from((0, 1, 2)))
-@settings(max_examples=150, deadline=None)
-def test_a_calibrated_product_four_times_as_large_is_not_faster(gpu, m, n, k, which):
-    small = np.array([m, n, k])
-    large = small + 2 * (np.arange(3) == which)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_calibrated_times_fall_by_no_more_than_kernels_step_as_sizes_grow(gpu):
+    """Over whole grids: measured kernels step, and the calibration follows them; the physics below does not."""
     p = on(gpu)
-    assert op.gemm(p, *2.0**large) > STEPS * op.gemm(p, *2.0**small)
+    m, n, k = np.meshgrid(*(2.0 ** np.arange(a, b, 0.5) for a, b in ((3, 14.1), (8, 15.1), (8, 14.1))), indexing="ij")
+    product = op.gemm(p, m, n, k)
+    for larger in ((4 * m, n, k), (m, 4 * n, k), (m, n, 4 * k)):
+        assert (op.gemm(p, *larger) > STEPS * product).all()
+    batch, context = np.meshgrid(2.0 ** np.arange(0, 8.1, 0.25), 2.0 ** np.arange(4, 16.1, 0.25), indexing="ij")
+    for group in (1, 4, 8):
+        for dim in (64, 128):
+            decode = op.attention_decode(p, batch, context, 8 * group, 8, dim)
+            assert (op.attention_decode(p, batch, 8 * context, 8 * group, 8, dim) > STEPS * decode).all()
+    prompts, isl = np.floor(np.meshgrid(2.0 ** np.arange(0, 5.1, 0.25), 2.0 ** np.arange(4, 13.1, 0.25), indexing="ij"))
+    for window in (0, 1024):
+        prefill = op.attention_prefill(p, prompts, isl, 32, 8, 128, window)
+        assert (op.attention_prefill(p, prompts, 4 * isl, 32, 8, 128, window) > STEPS * prefill).all()
+    tokens = np.floor(2.0 ** np.arange(0, 13.1, 0.25))
+    for tp in (1, 2, 8):
+        for ep in (1, 8):
+            experts = op.moe(p, tokens, 4096, 1536, 8, 128, tp, ep)
+            assert (op.moe(p, 16 * tokens, 4096, 1536, 8, 128, tp, ep) > STEPS * experts).all()
 
 
 def test_large_products_reach_most_of_the_peak_and_skinny_ones_most_of_the_bandwidth():
@@ -99,7 +114,6 @@ def test_decoding_attention_reads_the_cache_at_best_at_full_bandwidth(gpu, batch
     cached = p.cache.bandwidth if p.cache else 8 * p.device.memory_bandwidth
     assert np.isfinite(time)
     assert time >= b * c * 8 * 2 * dim * 2 / max(cached, p.device.memory_bandwidth)
-    assert op.attention_decode(p, b, 8 * c, 8 * group, 8, dim) > STEPS * time
     bare = on(gpu, calibration=PHYSICS)
     assert op.attention_decode(bare, b, c + 1, 8 * group, 8, dim) >= op.attention_decode(bare, b, c, 8 * group, 8, dim)
 
@@ -111,7 +125,6 @@ def test_prefilling_attention_grows_with_the_prompt_and_stays_under_the_peak(gpu
     time = float(op.attention_prefill(p, b, n, 32, 8, 128, window))
     flops = 4 * 128 * 32 * b * causal_pairs(n, np.zeros(()), np.asarray(float(window)))
     assert time >= flops / p.device.rates["bf16"]
-    assert op.attention_prefill(p, b, 4 * n, 32, 8, 128, window) > STEPS * time
     bare = on(gpu, calibration=PHYSICS)
     assert op.attention_prefill(bare, b, n + 1, 32, 8, 128) >= op.attention_prefill(bare, b, n, 32, 8, 128) * (1 - 1e-9)
 
@@ -147,12 +160,11 @@ def test_without_expert_parallelism_every_row_is_on_the_one_device():
 
 @given(gpus, st.floats(0, 13), st.sampled_from((1, 2, 8)), st.sampled_from((1, 8)))
 @settings(max_examples=60, deadline=None)
-def test_experts_cost_more_with_more_tokens_and_never_less_than_their_weights_read(gpu, tokens, tp, ep):
+def test_experts_take_some_time_and_more_with_more_tokens(gpu, tokens, tp, ep):
     p, t = on(gpu), np.floor(2.0**tokens)
     time = float(op.moe(p, t, 4096, 1536, 8, 128, tp, ep))
     assert np.isfinite(time)
     assert time > 0
-    assert op.moe(p, 16 * t, 4096, 1536, 8, 128, tp, ep) > STEPS * time
     bare = on(gpu, calibration=PHYSICS)
     twice, once = (op.moe(bare, x, 4096, 1536, 8, 128, tp, ep, skew=0) for x in (2 * t, t))
     assert twice >= once * (1 - 1e-9)
