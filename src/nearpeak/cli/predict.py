@@ -55,17 +55,14 @@ def predict_model(
 
     from nearpeak.formats import code
     from nearpeak.hardware import node_of
-    from nearpeak.plan import base_setup, explain, record
+    from nearpeak.plan import base_setup, check_lengths, explain, record
     from nearpeak.setup import Pool
     from nearpeak.workload import read
 
     if (tp * dp) % ep:
         raise UsageError(f"ep {ep} does not divide the tp x dp = {tp * dp} devices of a stage")
     architecture = read(model)
-    if not isl + osl <= architecture.context:  # nan too
-        raise UsageError(
-            f"isl {isl:g} + osl {osl:g} tokens exceed the {architecture.context} that {architecture.name} was made for"
-        )
+    check_lengths(architecture, isl, osl)
     setup = base_setup(architecture, node_of(gpu), engine, isl, osl)
     setup = replace(setup, decode=Pool(tp=tp, pp=pp, dp=dp, moe_tp=tp * dp // ep, moe_ep=ep, batch=batch))
     if weights is not None:

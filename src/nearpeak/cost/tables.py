@@ -6,6 +6,7 @@ operator's *reading* turns columns into ``Work``; the fit of the calibration rea
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from nearpeak.cost.platform import Platform, Work, codes, constants, distinct, p
 from nearpeak.errors import NearpeakError, UnknownName, UsageError
 from nearpeak.formats import ACTIVATION_BYTES, code
 from nearpeak.hardware import Link, device, link
+from nearpeak.workload import Experts, bundled, read
 
 Column = NDArray[Any]
 Table = Mapping[str, Column]
@@ -84,17 +86,21 @@ def _decode(p: Platform, _: Mapping[str, str], c: Mapping[str, Array]) -> Work:
     return attention_decode_work(p, c["batch_size"], c["step"] + 1, *heads, c["window_size"], c["head_dim"], cached)
 
 
-UNGATED = ((1856, 6, 128), (2688, 22, 512), (5120, 22, 512))
-"""(width, experts a token, experts) of blocks whose experts have no gate: Nemotron 3 Nano, Super and Ultra (their
-``config.json``: ``mlp_hidden_act`` relu2). Tables of operators do not say so themselves."""
 ALWAYS_GATED = ("sglang_fused_moe_triton", "vllm_fused_moe")
 """Kernels that were timed with a gate on every model: their times at small batches are those of three matrices."""
+
+
+@cache
+def ungated() -> frozenset[tuple[int, int, int]]:
+    """(width, experts a token, experts) of bundled models whose experts have no gate; operator tables do not say."""
+    parts = [block.ffn for name in bundled() for block in read(name).blocks]
+    return frozenset((e.inter, e.topk, e.count) for e in parts if isinstance(e, Experts) and not e.gated)
 
 
 def _moe(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -> Work:
     gated = np.full(c["topk"].shape, True)
     if kinds["kernel_source"] not in ALWAYS_GATED:
-        for inter, topk, experts in UNGATED:
+        for inter, topk, experts in ungated():
             gated &= ~((c["inter_size"] == inter) & (c["topk"] == topk) & (c["num_experts"] == experts))
     sizes = (c["num_tokens"], c["hidden_size"], c["inter_size"])
     routing = (c["topk"], c["num_experts"], c["moe_tp_size"], c["moe_ep_size"])

@@ -143,7 +143,7 @@ def plan(
         UsageError: lengths that are not positive or beyond the model's context, a device named twice, an encoder.
         NearpeakError: nothing fits in memory, or no price is known for any device and the goal is money.
     """
-    _check_lengths(model, isl, osl)
+    check_lengths(model, isl, osl)
     _check_fleets(fleets)
     chosen = None if techniques is None else tuple(techniques)
     began = time.process_time()
@@ -186,9 +186,10 @@ def base_setup(model: Architecture, node: Node, engine: str, isl: float, osl: fl
     return Setup(model, node, engine, isl, osl, Pool(), **formats)
 
 
-def _check_lengths(model: Architecture, isl: float, osl: float) -> None:
+def check_lengths(model: Architecture, isl: float, osl: float) -> None:
+    """Raise UsageError for lengths that are not positive or beyond the model's context."""
     for name, value in (("isl", isl), ("osl", osl)):
-        if not value >= 1:
+        if not value >= 1:  # nan too
             raise UsageError(f"{name} {value:g} is no length; give at least 1 token")
     if isl + osl > model.context:
         raise UsageError(
