@@ -3,10 +3,11 @@ PYTHON ?= python3
 BASE := .venv
 FULL := .venv-test
 MODEL ?= Qwen/Qwen3-32B
+MEASUREMENTS ?= ../shared/measurements
 GOAL ?= --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: plan test lint types contracts tests test-slow benchmark docs lock clean
+.PHONY: plan test lint types contracts tests test-slow benchmark docs accuracy calibration lock clean
 
 plan: $(BASE)/installed
 	$(BASE)/bin/nearpeak plan $(MODEL) $(GOAL)
@@ -34,6 +35,17 @@ benchmark: $(FULL)/installed
 
 docs: $(FULL)/installed
 	$(FULL)/bin/python tools/write_docs.py
+
+# The board of docs/accuracy.md, with everything left out of the fit in turn: some twenty minutes.
+accuracy: $(FULL)/installed
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python tools/write_accuracy.py $(MEASUREMENTS) docs/accuracy.md
+
+# What ships: fitted on the measurements again, and put in place of the old.
+calibration: $(FULL)/installed
+	rm -rf build/calibration
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/nearpeak calibrate $(MEASUREMENTS) --name standard --jobs 2 \
+		--out build/calibration
+	cp build/calibration/*.json src/nearpeak/cost/data/
 
 # The base environment: what `pip install nearpeak` brings, at pinned versions. No torch.
 $(BASE)/installed: requirements/base.txt pyproject.toml

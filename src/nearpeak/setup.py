@@ -66,15 +66,17 @@ class Setup:
     """One serving configuration, or arrays of them.
 
     Attributes:
-        model, node, engine: one each; ``node`` gives the device and its links.
+        model, node, engine: one each; ``node`` gives the device and its links. ``engine`` may name a version of its
+            own constants: ``vllm@0.12.0``.
         isl, osl: mean tokens of a prompt and of an answer.
         decode: the pool that decodes; in aggregated serving it also prefills.
         prefill: the pool that only prefills, in disaggregated serving; None in aggregated.
         attention, ffn, experts, kv: format codes of attention's matrices, of dense feed-forward matrices, of expert
             matrices, of the KV cache.
-        chunk: most tokens that one step prefills, per attention replica. It bounds activations and is what the engine
-            is told; times are of prompts prefilled whole and one at a time, so short ones (below some 700 tokens, whose
-            launches take longer than their kernels) are priced too high.
+        chunk: most tokens that one step prefills, per attention replica: longer prompts take several steps, short ones
+            share one. It bounds activations and is what the engine is told.
+        draft: tokens that multi-token prediction drafts for each sequence and step, 0 for none.
+        acceptance: probability that a drafted token is accepted when all before it are.
     """
 
     model: Architecture
@@ -89,11 +91,23 @@ class Setup:
     experts: Numeric = BF16
     kv: Numeric = BF16
     chunk: Numeric = 8192
+    draft: Numeric = 0
+    acceptance: Numeric = 0.0
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The Setup's own numeric fields by name, without those of its pools."""
-        names = ("isl", "osl", "attention", "ffn", "experts", "kv", "chunk")
+        names = ("isl", "osl", "attention", "ffn", "experts", "kv", "chunk", "draft", "acceptance")
         return {name: np.asarray(getattr(self, name)) for name in names}
+
+    @property
+    def emitted(self) -> NDArray[np.float64]:
+        """Mean tokens of a sequence that one decode step emits: its own, and the drafted ones up to the first rejected.
+
+        ``1 + a + a^2 + ... + a^draft`` at acceptance ``a`` (Leviathan et al. 2023, equation 1).
+        """
+        drafted, accepted = np.asarray(self.draft, float), np.asarray(self.acceptance, float)
+        below = np.where(accepted < 1, accepted, 0.0)
+        return np.where(accepted < 1, (1 - below ** (drafted + 1)) / (1 - below), drafted + 1)
 
     @property
     def mode(self) -> Literal["agg", "disagg"]:

@@ -34,7 +34,7 @@ def test_stages_are_never_busier_than_always(name, osl):
     for closed in (False, True):
         found = predict(platform_of(setup), setup, closed=closed)
         times = found.times
-        busy = found.request_rate * (times.prompt / pp + (osl - 1) * times.token / batch)
+        busy = found.request_rate * (times.occupied + (osl - 1) * times.token / batch)
         assert (busy <= 1 + 1e-9).all()
         assert (found.latency >= times.prompt + (osl - 1) * times.token - 1e-12).all()
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from nearpeak.cost import closed_loop, costs, platform_of, predict, predict_serving_table
-from nearpeak.cost.engine import engine
-from nearpeak.cost.runs import setup_of
+from nearpeak.cost.engine import engine, engine_on, engines
+from nearpeak.cost.runs import WORKERS, setup_of, slots
 from nearpeak.errors import UnknownName, UsageError
+from nearpeak.formats import code
 from nearpeak.hardware import node_of
 from nearpeak.plan import base_setup
 from nearpeak.setup import Pool
@@ -46,7 +47,7 @@ def test_a_closed_loop_saturates_at_what_its_pools_serve():
     concurrency = np.array([2.0, 16.0, 128.0, 1024.0])
     for setup in (replace(SHARED, decode=Pool(tp=4)), replace(SPLIT, decode=Pool(tp=4))):
         found = closed_loop(setup, concurrency)
-        assert (np.diff(found.request_rate) > -1e-9 * found.request_rate[:-1]).all()
+        assert (np.diff(found.request_rate) > -5e-4 * found.request_rate[:-1]).all()  # as fine as batches are halved
         assert (found.request_rate <= 1 / found.times.occupied).all()
         assert (np.diff(found.ttft) > 0).all()
         assert found.request_rate[0] < 0.5 * found.request_rate[-1]
@@ -136,3 +137,95 @@ def test_a_row_that_makes_no_sense_says_which_value(column, value):
     found = predict_serving_table(table(**{column: [value, {"mode": "agg"}.get(column, 1.0)]}))
     assert f"{value:g}" in found["error"][0] if column != "mode" else "foo" in found["error"][0]
     assert not found["error"][1]
+
+
+def test_a_version_has_its_own_constants_and_an_unknown_one_the_engine_s():
+    known = next(iter(engines()["vllm"].versions))
+    own = engine(f"vllm@{known}")
+    assert {n: getattr(own, n) for n in engines()["vllm"].versions[known]} == engines()["vllm"].versions[known]
+    assert engine("vllm@0.0.0") == engine("vllm")
+    found = predict_serving_table(table(backend_version=[known, "0.0.0", None]))
+    assert found["tpot"][0] != found["tpot"][1]
+    assert found["tpot"][1] == found["tpot"][2]
+
+
+def test_a_slower_host_makes_steps_longer_up_to_a_bound():
+    def on(points):
+        return engine_on("vllm@0.12.0", replace(BASE.node, host=replace(BASE.node.host, single_thread=points)))
+
+    same, half, slowest = on(2900.0), on(1450.0), on(100.0)
+    assert same == engine("vllm@0.12.0")
+    assert half.step == pytest.approx(2 * same.step)
+    assert half.layer == pytest.approx(2 * same.layer)
+    assert slowest == half
+    assert half.graph == same.graph
+    assert engine_on("vllm", replace(BASE.node, host=None)) == engine("vllm")
+
+
+def test_requests_beyond_memory_wait_and_change_nothing_else():
+    room = float(slots(replace(BASE, decode=Pool(tp=4)), engine("vllm")))
+    found = closed_loop(replace(BASE, decode=Pool(tp=4)), room * np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(found.tpot, found.tpot[0])
+    np.testing.assert_allclose(found.request_rate, found.request_rate[0])
+    waits = np.diff(found.ttft)
+    assert waits[0] == pytest.approx(waits[1])
+    # Little's law, but for the first wave, whose requests do not wait for a whole round.
+    service = room / float(found.request_rate[0])
+    assert waits[0] == pytest.approx((1 - engine("vllm").waves) * service)
+
+
+def test_short_prompts_cost_each_other_less_than_a_step_of_their_own():
+    short = replace(BASE, isl=128, osl=16, decode=Pool(tp=4, batch=np.array([1, 64])))
+    times = predict(platform_of(short), short).times
+    assert times.occupied[1] < 0.5 * times.prompt[1]
+
+
+def test_prompts_longer_than_a_chunk_take_several_steps():
+    whole, parts = (replace(BASE, isl=16000, chunk=chunk, decode=Pool(tp=4, batch=8)) for chunk in (16384, 2048))
+    one, eight = (predict(platform_of(s), s) for s in (whole, parts))
+    assert one.ttft < eight.ttft < 1.5 * one.ttft
+
+
+def test_a_closed_loop_begins_with_a_wave():
+    alone, crowd = closed_loop(replace(BASE, decode=Pool(tp=4)), np.array([1.0, 32.0])).ttft
+    prompt = predict(platform_of(SHARED), SHARED).times.occupied[3]
+    assert crowd - alone > engine("vllm").waves * 31 * prompt
+
+
+SPLIT_ROW = {
+    "model": "deepseek-ai/DeepSeek-V3", "gpu": "b200_sxm", "backend": "trtllm", "mode": "disagg", "isl": 8192,
+    "osl": 1024, "prefill_tp_size": 8.0, "decode_tp_size": 8.0, "prefill_moe_ep_size": 8.0, "decode_moe_ep_size": 8.0,
+}  # fmt: skip
+
+
+def test_unsaid_workers_are_as_many_as_keep_up():
+    found = predict_serving_table(table(**SPLIT_ROW, concurrency=[16, 1024]))
+    counts = {"prefill_num_workers": np.arange(1.0, 9).tolist(), "decode_num_workers": WORKERS}
+    said = predict_serving_table(table(**SPLIT_ROW, **counts, concurrency=1024))
+    few = predict_serving_table(table(**SPLIT_ROW, **counts, concurrency=16))
+    assert (found["error"] == "").all()
+    # One instance serves the prompts of 16 requests; those of 1,024 take several, and no fewer than keep up.
+    assert found["tpot"][0] == pytest.approx(few["tpot"][0])
+    assert found["tpot"][1] == pytest.approx(said["tpot"].max(), rel=0.01)
+    assert said["tpot"][0] < 0.9 * said["tpot"].max()
+
+
+def test_the_cache_goes_with_the_precision_where_a_table_does_not_say_it():
+    asked = table(precision=["fp8", "bf16", "fp8", "fp8"], kvcache_quant_mode=[None, None, None, "bf16"])
+    model = read("Qwen/Qwen3-8B")
+
+    def formats(gpu, backend):
+        return setup_of(asked, np.arange(4), model, node_of(gpu), backend).kv.tolist()
+
+    narrow, wide = code("fp8"), code("bf16")
+    assert formats("b200_sxm", "vllm@0.15.1") == [narrow, wide, narrow, wide]
+    assert formats("h100_sxm", "trtllm") == [narrow, wide, narrow, wide]
+    assert formats("h100_sxm", "vllm") == [wide] * 4
+
+
+def test_a_batch_of_each_and_requests_in_all_tell_the_number_of_instances():
+    rows = table(batch_size=8, concurrency=[8, 64], attention_dp_size=[None, None])
+    setup = setup_of(rows, np.arange(2), read("Qwen/Qwen3-8B"), node_of("h100"), "vllm")
+    assert setup.decode.replicas.tolist() == [1, 8]
+    found = predict_serving_table(rows)
+    assert found["tpot"][0] == pytest.approx(found["tpot"][1])

@@ -8,7 +8,7 @@ import sys
 import click
 
 from nearpeak import __version__
-from nearpeak.cli import apply, catalogues, measurements, plan, predict, prove
+from nearpeak.cli import accuracy, apply, calibrate, catalogues, explain, measurements, plan, predict, prove
 from nearpeak.errors import NearpeakError
 
 
@@ -28,6 +28,9 @@ for _command in (
     predict.predict,
     apply.apply,
     prove.prove,
+    calibrate.calibrate,
+    accuracy.accuracy,
+    explain.explain,
     catalogues.models,
     catalogues.hardware,
     catalogues.techniques,

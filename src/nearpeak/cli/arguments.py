@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from nearpeak.plan import Fleet
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+def _use_calibration(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    if name:
+        from nearpeak.cost.stored import folder_of, using
+
+        folder_of(name)
+        context.with_resource(using(name))
+
+
+calibration_option = click.option(
+    "--calibration",
+    expose_value=False,
+    callback=_use_calibration,
+    metavar="NAME|FOLDER",
+    help="Predict with this calibration (see `nearpeak calibrate`), not the one that ships.",
+)
 PROGRESS_AFTER = 2.0
 """Seconds after which long work shows its progress."""
 MOST_DEVICES = 1_000_000

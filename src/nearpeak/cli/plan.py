@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearpeak.cli.arguments import check_new, fleets, json_option, print_json, progress
+from nearpeak.cli.arguments import calibration_option, check_new, fleets, json_option, print_json, progress
 from nearpeak.errors import NearpeakError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ OBJECTIVES = ("cost", "throughput", "latency", "energy", "carbon")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Plans to show.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a self-contained page with the plots here.")
 @click.option("--export", "export_to", type=click.Path(path_type=Path), help="Write the best plan's launch files here.")
+@calibration_option
 @json_option
 def plan(
     model: str,

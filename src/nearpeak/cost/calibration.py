@@ -2,29 +2,30 @@
 
 Each operator's time is ``launch + join(compute / c, traffic / t)`` (the constants of an ``Entry``), times the
 exponential of a *correction*: a sum of tables, piecewise multilinear in the logarithms of the operator's sizes. An
-entry names the device and engine that it was fitted on, or ``"*"`` for one pooled over all of them. The fit is made by
-``tools/fit_calibration.py`` and ships as ``data/calibration.json``.
+entry names the device and engine that it was fitted on; ``blend`` makes one for a device that was never measured out of
+those of devices that were. The fit is made by ``nearpeak.calibrate`` and ships as ``data/calibration.json``.
 """
 
+from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from itertools import product
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.cost.stored import data, in_use
 from nearpeak.errors import NearpeakError
 
 Array = NDArray[np.float64]
-POOLED = "*"
-"""Stands for every device, engine or variant together."""
-
 
 class Axis(msgspec.Struct, frozen=True):
-    """``count`` equally spaced knots of one coordinate, from ``first`` in steps of ``step``, in octaves."""
+    """``count`` equally spaced knots of coordinate number ``of``, from ``first`` in steps of ``step``, in octaves."""
 
     name: str
+    of: int
     first: float
     step: float
     count: int
@@ -34,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """Fitted constants of one (device, engine, variant). In the file: an array of the attributes in this order.
 
     Attributes:
-        gpu, engine, variant: what it was fitted on, ``"*"`` where pooled.
+        gpu, engine, variant: what it was fitted on.
         launch: seconds that no size changes. compute, traffic: achieved fractions of peak rate and of bandwidth.
         tables: corrections, one flat table for each of the operator's ``tables``: signed bytes (in base64), times
             ``scale`` the natural logarithm of the factor on the time.
@@ -59,8 +60,8 @@ class OperatorCalibration(msgspec.Struct, frozen=True):
 
     Attributes:
         axes: of the corrections' coordinates. tables: which axes each table spans.
-        transferred, datasheet: factors like an entry's, for a device left out of the fit: predicted by the measured
-            device most like it, and by all others pooled.
+        transferred, datasheet: factors like an entry's, for a device left out of the fit: where a device of its kind
+            was measured, and where none was (see ``platform``).
         entries: the fits.
     """
 
@@ -87,7 +88,7 @@ def decode(text: bytes) -> Calibration:
     try:
         calibration = msgspec.json.decode(text, type=Calibration)
     except msgspec.MsgspecError as error:
-        raise NearpeakError(f"not a calibration: {error}; make one with tools/fit_calibration.py") from None
+        raise NearpeakError(f"not a calibration: {error}; make one with `nearpeak calibrate`") from None
     for name, operator in calibration.operators.items():
         sizes = [int(np.prod([operator.axes[a].count for a in table])) for table in operator.tables]
         for entry in operator.entries:
@@ -99,15 +100,59 @@ def decode(text: bytes) -> Calibration:
     return calibration
 
 
-@cache
 def shipped() -> Calibration:
     """The calibration that comes with the package."""
-    return decode(files("nearpeak.cost").joinpath("data/calibration.json").read_bytes())
+    return stored(None)
+
+
+def current() -> Calibration:
+    """The calibration in use (see ``stored``)."""
+    return stored(in_use())
+
+
+@cache
+def stored(folder: Path | None) -> Calibration:
+    """The calibration in a folder; None for the one that ships."""
+    return decode(data("calibration.json", folder))
 
 
 def corrections(entry: Entry) -> tuple[Array, ...]:
     """An entry's tables as natural logarithms, flat."""
     return tuple(np.frombuffer(table, np.int8).astype(float) * entry.scale for table in entry.tables)
+
+
+class Kernel(NamedTuple):
+    """An entry ready to evaluate: constants as in ``Entry``, tables as natural logarithms, flat."""
+
+    launch: float
+    compute: float
+    traffic: float
+    tables: tuple[Array, ...]
+
+
+def kernel(entry: Entry) -> Kernel:
+    """An entry as it is."""
+    return Kernel(entry.launch, entry.compute, entry.traffic, corrections(entry))
+
+
+def blend(entries: Sequence[Entry], clocks: Sequence[float], weights: Sequence[float], clock: float) -> Kernel:
+    """Of entries fitted on devices with ``clocks``, one for a device with ``clock``: their weighted means.
+
+    Launches take cycles, not seconds: small products take 6,000 to 7,500 cycles on all GPUs measured, whose clocks
+    differ by a factor of 1.8. Constants are averaged as logarithms, and so are the corrections.
+    """
+    share = np.asarray(weights) / np.sum(weights)
+    cycles = [max(e.launch, SHORTEST) * c for e, c in zip(entries, clocks, strict=True)]
+    launch, compute, traffic = (
+        float(np.exp(share @ np.log(c)))
+        for c in (cycles, [e.compute for e in entries], [e.traffic for e in entries])
+    )
+    tables = zip(*map(corrections, entries), strict=True)
+    return Kernel(launch / clock, compute, traffic, tuple(np.asarray(share @ np.stack(same)) for same in tables))
+
+
+SHORTEST = 1e-7
+"""Seconds that any launch takes; a fit may find none."""
 
 
 def join(compute: Array, traffic: Array) -> Array:
@@ -126,7 +171,7 @@ def corners(
     low: list[tuple[NDArray[np.intp], Array]] = []
     for a in table:
         axis = axes[a]
-        position = np.clip((coordinates[a] - axis.first) / axis.step, 0.0, axis.count - 1.0)
+        position = np.clip((coordinates[axis.of] - axis.first) / axis.step, 0.0, axis.count - 1.0)
         knot = np.minimum(position.astype(np.intp), axis.count - 2)
         low.append((knot, position - knot))
     found = []

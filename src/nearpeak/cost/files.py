@@ -32,6 +32,10 @@ def read_table(path: str | Path) -> dict[str, Column]:
         UsageError: no such file, or its extension is neither .csv nor .parquet.
         NearpeakError: the file cannot be read as what its extension says.
     """
+    return {name: _plain(column) for name, column in _fetched(path, "select * from {}").items()}
+
+
+def _fetched(path: str | Path, query: str) -> dict[str, Any]:
     import duckdb
 
     source = Path(path)
@@ -40,10 +44,15 @@ def read_table(path: str | Path) -> dict[str, Column]:
         raise UsageError(f"no file {str(source)!r}; give a .csv or .parquet file, one row for each thing to predict")
     with duckdb.connect() as connection:
         try:
-            found = connection.execute(f"select * from {reader}", [glob.escape(str(source))]).fetchnumpy()
+            found = connection.execute(query.format(reader), [glob.escape(str(source))]).fetchnumpy()
         except duckdb.Error as error:
             raise NearpeakError(f"{str(source)!r} cannot be read as {source.suffix[1:]}: {_reason(error)}") from None
-    return {str(name): _plain(column) for name, column in found.items()}
+    return {str(name): column for name, column in found.items()}
+
+
+def read_columns(path: str | Path) -> tuple[str, ...]:
+    """The names of a table's columns. Raises as ``read_table`` does."""
+    return tuple(_fetched(path, "select * from {} limit 0"))
 
 
 def write_table(path: str | Path, columns: Mapping[str, Column]) -> None:

@@ -1,6 +1,6 @@
 """Time of the token mixers' own kernels (not of their matrices) in a prefill or decode pass, on one device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 
 import numpy as np
@@ -34,11 +34,11 @@ FP8 = np.asarray(code("fp8"))
 
 @dataclass(frozen=True)
 class Batch:
-    """What one device meets in a pass. ``decoding``: one token of each sequence; else whole prompts.
+    """What one device meets in a pass. ``decoding``: the next tokens of each sequence; else prompts, or chunks of them.
 
     Attributes (arrays that broadcast):
-        sequences: of one attention replica. context: tokens attended to by a decoding token, or prompt tokens.
-        rows: tokens of one attention replica.
+        sequences: of one attention replica. context: tokens attended to by a decoding token, or new prompt tokens.
+        rows: tokens of one attention replica. prefix: of a chunk's prompt, tokens that are in the cache already.
         tp, dp, moe_tp, moe_ep: the layout of one pipeline stage. attention, ffn, experts, kv: format codes.
         network, node_devices: the link between nodes, and the devices inside one.
     """
@@ -55,8 +55,30 @@ class Batch:
     ffn: NDArray[np.intp]
     experts: NDArray[np.intp]
     kv: NDArray[np.intp]
+    prefix: Array = field(default_factory=lambda: np.zeros(()))
     network: Link | None = None
     node_devices: int = 1
+
+    @property
+    def drafted(self) -> Array:
+        """Tokens of each sequence in a decode pass: one, and those that a draft proposes."""
+        return self.rows / self.sequences
+
+
+def chunk_kernel(mixer: Mixer, platform: Platform, at: Batch) -> Array:
+    """Seconds of a mixer's kernel, also for a chunk in the middle of its prompt.
+
+    Causal attention of a chunk after a prefix is that of both together less that of the prefix alone; where nothing
+    grows with the context (recurrences, windows), it is that of the chunk alone.
+    """
+    alone = kernel(mixer, platform, at)
+    if at.decoding or not np.any(at.prefix > 0):
+        return alone
+    cached = np.maximum(at.prefix, 1.0)
+    before = kernel(mixer, platform, replace(at, context=cached, rows=at.sequences * cached))
+    reached = cached + at.context
+    until = kernel(mixer, platform, replace(at, context=reached, rows=at.sequences * reached))
+    return np.where(at.prefix > 0, np.maximum(until - before, alone), alone)
 
 
 @singledispatch
@@ -71,8 +93,10 @@ def _attention(mixer: Attention, platform: Platform, at: Batch) -> Array:
     span, window = _span(mixer, at)
     scan = _scan(mixer.indexer, platform, at)
     if at.decoding:
+        # Drafted tokens of a sequence read its cache together, as more heads of the same group would.
+        group = heads * at.drafted
         return scan + attention_decode(
-            platform, at.sequences, span, heads, kv_heads, mixer.head_dim, window, at.kv, mixer.v_head_dim
+            platform, at.sequences, span, group, kv_heads, mixer.head_dim, window, at.kv, mixer.v_head_dim
         )
     return scan + attention_prefill(
         platform, at.sequences, span, heads, kv_heads, mixer.head_dim, window, at.kv, BF16, mixer.v_head_dim
@@ -86,7 +110,8 @@ def _latent(mixer: LatentAttention, platform: Platform, at: Batch) -> Array:
     scan = _scan(mixer.indexer, platform, at)
     if at.decoding:
         absorbed = mla_bmm(platform, at.rows, heads, mixer.nope_dim, mixer.v_dim, mixer.kv_rank)
-        return scan + absorbed + mla_decode(platform, at.sequences, span, heads, mixer.kv_rank, mixer.rope_dim, at.kv)
+        group = heads * at.drafted
+        return scan + absorbed + mla_decode(platform, at.sequences, span, group, mixer.kv_rank, mixer.rope_dim, at.kv)
     dims = mixer.kv_rank, mixer.rope_dim, mixer.nope_dim, mixer.v_dim
     whole = mla_prefill(platform, at.sequences, at.context, heads, *dims, at.kv)
     if mixer.indexer is None:
@@ -107,7 +132,7 @@ def _compressed(mixer: CompressedAttention, platform: Platform, at: Batch) -> Ar
     ratio = mixer.ratio or 1
     scan = _scan(mixer.indexer, platform, at) / ratio
     if at.decoding:
-        return scan + mla_decode(platform, at.sequences, seen, heads, mixer.head_dim, 0.0, at.kv)
+        return scan + mla_decode(platform, at.sequences, seen, heads * at.drafted, mixer.head_dim, 0.0, at.kv)
     return scan + attention_prefill(
         platform, at.sequences, at.context, heads, 1.0, mixer.head_dim, seen, at.kv, BF16, mixer.head_dim
     )

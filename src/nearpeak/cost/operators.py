@@ -133,7 +133,8 @@ def moe_work(
     compute, traffic = padded * flops / rate, p.streaming(weights + activations)
     # A power law is sampled, not known: only what a single token surely costs bounds the time from below.
     floor = np.asarray(p.fastest(np.maximum(1.0, topk / moe_ep) * matrices * hidden * width * BYTES[fmt])) * 0.5
-    coordinates = (np.log2(rows / local), np.log2(local), np.log2(moe_ep), np.log2(width), skew, np.log2(topk))
+    sizes = (np.log2(rows / local), np.log2(local), np.log2(moe_ep), np.log2(width))
+    coordinates = (*sizes, skew, np.log2(traffic * p.device.clock))
     return Work("moe", fmt, compute, traffic, floor, coordinates)
 
 
@@ -201,9 +202,14 @@ norms and activations a little less)."""
 
 
 def elementwise(p: Platform, size: ArrayLike) -> Array:
-    """Seconds of kernels that read and write ``size`` bytes in all: norms, activations, residuals, embeddings."""
+    """Seconds of kernels that read and write ``size`` bytes in all: norms, activations, residuals, embeddings.
+
+    What fits the last-level cache is there from the kernel before and moves at its bandwidth; the rest streams from
+    main memory. A device whose cache the catalogue does not know streams everything.
+    """
     moved = real(size)
-    return np.asarray(np.where(moved > 0, LAUNCH + p.streaming(moved) / STREAMED, 0.0))
+    traffic = p.streaming(moved) if p.cache is None else p.fastest(moved)
+    return np.asarray(np.where(moved > 0, LAUNCH + traffic / STREAMED, 0.0))
 
 
 def sampling(p: Platform, batch: ArrayLike, vocab: ArrayLike) -> Array:

@@ -1,18 +1,19 @@
 """A device under an engine, with the constants that its operators run by.
 
-Constants are looked up from the particular to the general: this device under this engine; this device otherwise; a
-measured device of the same architecture or maker, with the same kind of memory; all measured devices pooled. What was
-found says how far a prediction can be trusted: *measured*, *transferred* (from a device like it, or from another
-engine or format on this one), or *datasheet* (a device like none that was measured).
+Constants are looked up from the particular to the general: this device under this engine; this device otherwise; the
+mean of all measured devices, each the weightier the more it is like this one. What was found says how far a prediction
+can be trusted: *measured*, *transferred* (from another engine or format on this device, or from devices of which one
+is of its maker and kind of memory), or *datasheet* (a device like none that was measured).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.cost.calibration import POOLED, Array, Calibration, Entry, corners, corrections, join, shipped
+from nearpeak.cost.calibration import Array, Calibration, Entry, Kernel, blend, corners, current, join, kernel
 from nearpeak.errors import UsageError
 from nearpeak.formats import FORMATS, Format, code
 from nearpeak.hardware import Device, Link, MemoryLevel
@@ -28,6 +29,9 @@ UNCALIBRATED = (8e-6, 0.55, 0.6)
 """Launch seconds and achieved fractions of peak rate and of bandwidth that kernels are assumed to reach where nothing
 like them was measured."""
 UNCALIBRATED_FACTORS = (0.5, 3.0)
+
+NEARNESS = 1.5
+"""How fast the weight of a measured device falls with its distance from one that was not (see ``_distance``)."""
 
 ON_CPU = (0.0, 0.85, 0.8)
 """The same for a CPU, where no GPU's kernels tell anything: what measured peaks leave. Calling an operator costs what
@@ -135,10 +139,11 @@ class Platform:
         return size / self.device.memory_bandwidth
 
     def fastest(self, size: Array) -> Array:
-        """Seconds that moving ``size`` bytes takes at least: at the cache's bandwidth where they fit in it."""
+        """Seconds that moving ``size`` bytes takes at least: what the cache can hold comes at its bandwidth."""
         main = self.device.memory_bandwidth
         cache = self.cache or MemoryLevel("assumed", ASSUMED_CACHE[0], ASSUMED_CACHE[1] * main)
-        return np.asarray(size / np.where(size <= cache.capacity, np.maximum(cache.bandwidth, main), main))
+        held = np.minimum(size, cache.capacity)
+        return np.asarray(held / max(cache.bandwidth, main) + (size - held) / main)
 
 
 def platform(
@@ -159,7 +164,7 @@ def platform(
             rates[i] = device.rates[key]
     if np.isnan(rates[BF16]):
         raise UsageError(f"device {device.name!r} has no rate for bf16; it has {', '.join(device.rates)}")
-    return Platform(device, link, engine, calibration or shipped(), rates, native)
+    return Platform(device, link, engine, calibration or current(), rates, native)
 
 
 def real(x: ArrayLike) -> Array:
@@ -176,6 +181,12 @@ def variant_name(variant: int) -> str:
     """The name of a variant in the calibration: the weight's format, or compute+cache formats for attention."""
     product, cache = _product(variant)
     return product.name if cache is None else f"{product.name}+{cache.name}"
+
+
+def variant_code(name: str) -> int:
+    """The variant of that name: what ``variant_name`` undoes."""
+    product, _, cache = name.partition("+")
+    return int(pair(np.asarray(code(product)), np.asarray(code(cache)))) if cache else code(product)
 
 
 def pair(compute: NDArray[np.intp], cache: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -227,57 +238,78 @@ def _resolve(p: Platform, op: str, variants: tuple[int, ...]) -> Constants:
     operator = p.calibration.operators.get(op)
     row = np.zeros(max(variants) + 1, np.intp)
     row[list(variants)] = np.arange(len(variants))
-    if operator is None or p.device.kind == "cpu":
+    if operator is None or not operator.entries or p.device.kind == "cpu":
         assumed = ON_CPU if p.device.kind == "cpu" else UNCALIBRATED
         launch, compute, traffic = (np.full(len(variants), c) for c in assumed)
         kinds: tuple[Evidence, ...] = tuple("datasheet" for _ in variants)
         return Constants(row, launch, compute, traffic, (), kinds, (UNCALIBRATED_FACTORS,) * len(variants))
-    found: list[Entry] = []
-    said: list[Evidence] = []
+    found: list[tuple[Kernel, Evidence, tuple[float, float]]] = []
     for variant in variants:
-        entry, kind = _lookup(p, operator.entries, variant)
-        found.append(entry)
-        said.append(kind)
-    factors = {"transferred": operator.transferred, "datasheet": operator.datasheet}
+        own = _on(p, operator.entries, p.device.name, _alike(p, variant))
+        if own is None:
+            kind: Evidence = "transferred" if kin(p.device, {e.gpu for e in operator.entries}) else "datasheet"
+            factors = operator.transferred if kind == "transferred" else operator.datasheet
+            found.append((_blended(p, operator.entries, variant), kind, factors))
+        elif own.variant == variant_name(variant) and own.engine in _engines(p):
+            found.append((kernel(own), "measured", own.factors))
+        else:
+            found.append((kernel(own), "transferred", operator.transferred))
+    kernels = [k for k, _, _ in found]
     return Constants(
         row,
-        np.array([e.launch for e in found]),
-        np.array([e.compute for e in found]),
-        np.array([e.traffic for e in found]),
-        tuple(np.concatenate(same) for same in zip(*map(corrections, found), strict=True)),
-        tuple(said),
-        tuple(factors.get(kind, e.factors) for e, kind in zip(found, said, strict=True)),
+        np.array([k.launch for k in kernels]),
+        np.array([k.compute for k in kernels]),
+        np.array([k.traffic for k in kernels]),
+        tuple(np.concatenate(same) for same in zip(*(k.tables for k in kernels), strict=True)),
+        tuple(kind for _, kind, _ in found),
+        tuple(factors for _, _, factors in found),
     )
 
 
-def _lookup(p: Platform, entries: tuple[Entry, ...], variant: int) -> tuple[Entry, Evidence]:
-    """The entry that is nearest to what is asked for, and what kind of evidence it is.
+def _engines(p: Platform) -> tuple[str, ...]:
+    """Names that entries for this engine may have: its kernel's, its own, every engine's."""
+    return p.engine, p.engine.partition("/")[0], EVERY_ENGINE
 
-    Device before format before engine: a product in another format on the same device is nearer than one in the same
-    format on another device that multiplies it at another pace.
+
+def _on(p: Platform, entries: tuple[Entry, ...], gpu: str, names: Sequence[str]) -> Entry | None:
+    """The entry of a measured device that is nearest to what is asked for; None where nothing like it was measured.
+
+    Format before engine: an engine's kernels for other formats say less than another engine's for this one.
     """
-    engines = (p.engine, p.engine.partition("/")[0], EVERY_ENGINE)
-    own, *others = _alike(p, variant)
-    places = [(p.device.name, name) for name in (own, *others)]
-    for gpu in siblings(p.device, {e.gpu for e in entries}):
-        # On a device of its own architecture, another format at the same pace says more than this one elsewhere.
-        related = catalogued(gpu).architecture == p.device.architecture
-        native = [own, *others[:-1]] if related else [own]
-        places += [(gpu, name) for name in (native if _native(p, variant) else others)]
-    for gpu, name in places:
+    for name in names:
         known = {e.engine: e for e in entries if (e.gpu, e.variant) == (gpu, name)}
         whole = [e for e in known.values() if "/" not in e.engine]
         if p.captured and whole:
             quickest = min(whole, key=lambda e: e.launch)
             known = {e.engine: e for e in known.values() if e.launch <= HOST_BOUND * quickest.launch}
-        for engine in engines:
+        for engine in _engines(p):
             if engine in known:
-                return known[engine], "measured" if (gpu, name) == places[0] else "transferred"
+                return known[engine]
         if whole := [e for e in whole if e.engine in known]:
-            return max(whole, key=lambda e: e.rows), "transferred"
-    names = [own, *others]
-    pooled = [e for e in entries if e.gpu == POOLED and e.variant in names] or list(entries)
-    return min(pooled, key=lambda e: names.index(e.variant) if e.variant in names else len(names)), "datasheet"
+            return max(whole, key=lambda e: e.rows)
+    return None
+
+
+def _blended(p: Platform, entries: tuple[Entry, ...], variant: int) -> Kernel:
+    """What measured devices say of one that was not: the mean of their entries, the nearer the device the weightier.
+
+    The format itself counts before formats like it; where a device of the same architecture and memory was measured,
+    another format at the same pace there says more than this one elsewhere.
+    """
+    own, *others = _alike(p, variant)
+    measured = sorted({e.gpu for e in entries})
+    every = sorted({e.variant for e in entries})
+    for names in ([own] if _native(p, variant) else [], others, every):
+        found = {}
+        for gpu in measured:
+            wider = [*names, *others[:-1]] if _related(p.device, catalogued(gpu)) and names == [own] else names
+            if (entry := _on(p, entries, gpu, wider)) is not None:
+                found[gpu] = entry
+        if found:
+            sources = [catalogued(gpu) for gpu in found]
+            weights = [float(np.exp(-NEARNESS * _distance(p.device, d))) for d in sources]
+            return blend(list(found.values()), [d.clock for d in sources], weights, p.device.clock)
+    raise AssertionError("a calibration without entries is not looked up")
 
 
 def _product(variant: int) -> tuple[Format, Format | None]:
@@ -303,18 +335,26 @@ def _alike(p: Platform, variant: int) -> list[str]:
     return list(dict.fromkeys(f"{f.name}+{c.name}" for f in products for c in caches))
 
 
-def siblings(device: Device, measured: set[str]) -> list[str]:
-    """Names of measured devices to stand in for this one: of its architecture and kind of memory, then of its maker and
-    kind of memory (cards with GDDR run other kernels than those with HBM); nearest in peak and bandwidth first.
-    """
-    others = [d for name in measured - {POOLED, device.name} if (d := catalogued(name)).vendor == device.vendor]
+def kin(device: Device, measured: set[str]) -> bool:
+    """Whether a measured device has the same maker and kind of memory (cards with GDDR run other kernels than HBM's)."""
+    others = (catalogued(name) for name in measured - {device.name})
+    return any(d.vendor == device.vendor and _memory(d) == _memory(device) for d in others)
 
-    def distance(other: Device) -> tuple[bool, float]:
-        peak = np.log(other.rates["bf16"] / device.rates.get("bf16", other.rates["bf16"]))
-        apart = abs(peak) + abs(np.log(other.memory_bandwidth / device.memory_bandwidth))
-        return other.architecture.split()[0] != device.architecture.split()[0], float(apart)
 
-    return [d.name for d in sorted(others, key=distance) if _memory(d) == _memory(device)]
+def _distance(device: Device, other: Device) -> float:
+    """How little one device says of another: logarithms of their peaks and bandwidths apart, and unlikeness in kind."""
+    peak = np.log(_peak(other) / _peak(device))
+    apart = abs(peak) + abs(np.log(other.memory_bandwidth / device.memory_bandwidth))
+    return float(apart) + (_memory(other) != _memory(device)) + 2.0 * (not _related(device, other))
+
+
+def _peak(device: Device) -> float:
+    rates = device.rates
+    return rates.get("bf16") or rates.get("fp16") or max(rates.values())
+
+
+def _related(device: Device, other: Device) -> bool:
+    return (device.architecture.split()[0], _memory(device)) == (other.architecture.split()[0], _memory(other))
 
 
 def _memory(device: Device) -> str:

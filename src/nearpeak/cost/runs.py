@@ -7,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nearpeak.cost.engine import Engine
+from nearpeak.cost.engine import Engine, engine_on
 from nearpeak.cost.evidence import Served, evidence, intervals, platform_of
+from nearpeak.cost.memory import largest_batch
 from nearpeak.cost.serving import Prediction, predict
 from nearpeak.cost.tables import number
 from nearpeak.errors import NearpeakError, UsageError
@@ -24,6 +25,10 @@ REQUIRED = ("backend", "model", "gpu", "isl", "osl")
 HALVINGS = 16
 """Of the logarithm of the batch, between 1 and the concurrency: below 0.02 % at 10,000 requests."""
 
+WORKERS = 6.0
+"""Decode instances of a disaggregated run that does not say how many it had. Recipes spread the requests in flight over
+several; with 4 to 8 assumed, errors are alike (24 to 26 % of TPOT in the median)."""
+
 
 def closed_loop(setup: Setup, concurrency: Array, host: Engine | None = None) -> Prediction:
     """The steady state with ``concurrency`` requests in flight over the whole deployment.
@@ -32,21 +37,44 @@ def closed_loop(setup: Setup, concurrency: Array, host: Engine | None = None) ->
     batch is found at which, by Little's law, rate times latency is the concurrency. Where prefill is the bottleneck,
     the queue before it takes up the rest. ``host``: the engine's constants, those calibrated if None.
     """
-    platform = platform_of(setup)
+    platform, host = platform_of(setup), host or engine_on(setup.engine, setup.node)
     pool = setup.decode
-    most = np.maximum(1.0, concurrency / (np.asarray(pool.dp, float) * pool.replicas))
     if setup.prefill is None:
-        return predict(platform, replace(setup, decode=replace(pool, batch=most)), host, closed=True)
+        admitted, crowd = admit(setup, concurrency, host)
+        found = predict(platform, admitted, host, closed=True)
+        return queued(found, (1 - host.waves) * (crowd - 1) * found.latency)
+    most = np.maximum(1.0, concurrency / (np.asarray(pool.dp, float) * pool.replicas))
     low, high = np.zeros_like(most), np.log(most)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        there = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(middle))), host)
+        there = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(middle))), host, closed=True)
         over = (there.load >= 1) | (there.request_rate * there.latency > concurrency)
         low, high = np.where(over, low, middle), np.where(over, middle, high)
-    found = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(low))), host)
-    latency = concurrency / found.request_rate
-    queued = np.maximum(found.ttft, latency - (found.latency - found.ttft))
-    return replace(found, ttft=queued, latency=queued + found.latency - found.ttft)
+    found = predict(platform, replace(setup, decode=replace(pool, batch=np.exp(low))), host, closed=True)
+    return queued(found, np.maximum(concurrency / found.request_rate - found.latency, 0.0))
+
+
+def queued(found: Prediction, wait: Array) -> Prediction:
+    """The same, with ``wait`` seconds more before the first token."""
+    return replace(found, ttft=found.ttft + wait, latency=found.latency + wait)
+
+
+def admit(setup: Setup, concurrency: Array, host: Engine) -> tuple[Setup, Array]:
+    """The Setup with as many requests as run at once, and how many times as many there are in all."""
+    pool = setup.decode
+    most = np.maximum(1.0, concurrency / (np.asarray(pool.dp, float) * pool.replicas))
+    running = np.minimum(most, slots(setup, host))
+    return replace(setup, decode=replace(pool, batch=running)), most / running
+
+
+def slots(setup: Setup, host: Engine) -> Array:
+    """Requests that an attention replica runs at once: the rest of a closed loop waits until there is room.
+
+    An engine that ``reserves`` admits what has room for its whole answer; others admit what has room now, and hold half
+    of the answers in the mean. A Setup whose weights leave no room for one is priced with one.
+    """
+    held = setup if host.reserves else replace(setup, osl=np.asarray(setup.osl, float) / 2)
+    return np.maximum(1.0, largest_batch(held, setup.decode))
 
 
 def predict_serving_table(table: Table) -> dict[str, NDArray[Any]]:
@@ -71,12 +99,8 @@ def predict_serving_table(table: Table) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {n: c for n, c in table.items() if n not in ("ttft", "tpot")}
     figures = {f"{f}{s}": np.full(rows, np.nan) for f in ("ttft", "tpot") for s in ("", "_low", "_high")}
     texts = {name: np.full(rows, "", dtype=object) for name in ("evidence", "error")}
-    keys = np.array(
-        [
-            "\t".join(str(table[n][i]) if n in table else "" for n in ("model", "gpu", "backend", "mode"))
-            for i in range(rows)
-        ]
-    )
+    shared = [_text(table, name, np.arange(rows)) for name in ("model", "gpu", "backend", "backend_version", "mode")]
+    keys = np.array(["\t".join(row) for row in zip(*shared, strict=True)])
     for key in np.unique(keys):
         at = np.flatnonzero(keys == key)
         first = int(at[0])
@@ -122,11 +146,12 @@ def _answer(
     said = _number(table, "concurrency", at, np.nan)
     usable = (lengths > 0).all(axis=0) & ~(said <= 0)
     texts["error"][at[~usable]] = "isl, osl and concurrency must be positive numbers"
-    at, said = at[usable], said[usable]
+    at = at[usable]
     if not len(at):
         return
-    setup = setup_of(table, at, model, node, str(table["backend"][int(at[0])]))
-    found = closed_loop(setup, np.where(np.isfinite(said), said, setup.decode.in_flight))
+    backend, version = (_text(table, name, at[:1])[0] for name in ("backend", "backend_version"))
+    setup = setup_of(table, at, model, node, f"{backend}@{version}" if version else backend)
+    found = closed_loop_of(table, at, setup)
     rests_on = np.broadcast_to(evidence(platform_of(setup), setup), at.shape)
     served = served_as(table, at, setup.mode)
     for figure in ("ttft", "tpot"):
@@ -139,6 +164,29 @@ def _answer(
         figures[figure][at] = value
         figures[f"{figure}_low"][at], figures[f"{figure}_high"][at] = value * spread[:, 0], value * spread[:, 1]
     texts["evidence"][at] = rests_on
+
+
+def closed_loop_of(table: Table, at: NDArray[np.intp], setup: Setup, host: Engine | None = None) -> Prediction:
+    """The closed loops of a table's rows ``at``, whose Setup is given.
+
+    Where a disaggregated row does not say how many instances it had, the decode pool has ``WORKERS``, and the prefill
+    pool as many as keep up with it.
+    """
+    said = _number(table, "concurrency", at, np.nan)
+    concurrency = np.where(np.isfinite(said), said, setup.decode.in_flight)
+    first = setup.prefill
+    if first is None:
+        return closed_loop(setup, concurrency, host)
+    unsaid = {pool: np.isnan(_number(table, f"{pool}_num_workers", at, np.nan)) for pool in ("prefill", "decode")}
+    decode = replace(setup.decode, replicas=np.where(unsaid["decode"], WORKERS, setup.decode.replicas))
+    setup = replace(setup, decode=decode)
+    if unsaid["prefill"].any():
+        enough = np.maximum(1.0, concurrency)
+        unhindered = closed_loop(replace(setup, prefill=replace(first, replicas=enough)), concurrency, host)
+        replicas = np.maximum(1.0, np.ceil(unhindered.load * enough))
+        replicas = np.where(unsaid["prefill"], replicas, first.replicas)
+        setup = replace(setup, prefill=replace(first, replicas=replicas))
+    return closed_loop(setup, concurrency, host)
 
 
 def served_as(table: Table, at: NDArray[np.intp], mode: Literal["agg", "disagg"]) -> list[Served]:
@@ -167,24 +215,27 @@ def _number(table: Table, name: str, at: NDArray[np.intp], default: float) -> Ar
 
 def setup_of(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, engine: str) -> Setup:
     """The Setup of a table's rows ``at``, which share model, device, engine and mode; arrays ``[len(at)]``."""
-
-    def text(name: str) -> list[str]:
-        column = table.get(name)
-        return ["" if column is None or column[i] is None or column[i] != column[i] else str(column[i]) for i in at]
-
-    said = {"attention": text("gemm_quant_mode"), "ffn": text("gemm_quant_mode"), "experts": text("moe_quant_mode")}
-    precision = text("precision")
+    columns = {"attention": "gemm_quant_mode", "ffn": "gemm_quant_mode", "experts": "moe_quant_mode"}
+    said = {part: _text(table, column, at) for part, column in columns.items()}
+    precision = _text(table, "precision", at)
     formats = {
         part: np.array([_format(model, part, *row) for row in zip(quant, precision, strict=True)])
         for part, quant in said.items()
     }
-    mode = text("mode")[0] or "agg"
+    mode = _text(table, "mode", at)[0] or "agg"
     if mode not in ("agg", "disagg"):
         raise UsageError(f"unknown mode {mode!r}; a run is agg or disagg")
     split = mode == "disagg"
     decode = _pool(table, at, model, node, "decode_" if split else "")
     prefill = _pool(table, at, model, node, "prefill_") if split else None
-    kv = np.full(len(at), code(model.checkpoint.kv))
+    if not split:
+        decode = _replicated(table, at, decode)
+    kv = np.array(
+        [
+            _cache(model, node, engine, *row)
+            for row in zip(_text(table, "kvcache_quant_mode", at), precision, strict=True)
+        ]
+    )
     isl, osl = (_number(table, name, at, np.nan) for name in ("isl", "osl"))
     return Setup(model, node, engine, isl, osl, decode, prefill, kv=kv, **formats)
 
@@ -199,6 +250,34 @@ def _format(model: Architecture, part: str, quant: str, precision: str) -> int:
     if said in ("fp4", "nvfp4") and FORMATS[code(model.checkpoint.experts)].bits == 4:
         return code(own)
     return code(said)
+
+
+def _cache(model: Architecture, node: Node, engine: str, quant: str, precision: str) -> int:
+    """The format of the cache: what the row says of it, else what goes with its precision.
+
+    Serving tables rarely say it. Recipes keep the cache of a model in 8 bits or less in fp8 under TensorRT-LLM, whose
+    quantized checkpoints ask for it, and under all engines on devices that multiply 4 bits (Blackwell), whose attention
+    kernels are made for it; else it is the checkpoint's own.
+    """
+    own = model.checkpoint.kv
+    narrow = precision in ("fp8", "fp4", "nvfp4", "mxfp4", "int8", "int4")
+    if not quant and narrow and own == "bf16" and (engine.startswith("trtllm") or "fp4" in node.device.rates):
+        return code("fp8")
+    return code(quant or own)
+
+
+def _replicated(table: Table, at: NDArray[np.intp], pool: Pool) -> Pool:
+    """As many instances as it takes to hold all requests, where a row says how many each holds, but not of how many."""
+    batch, all_of_them = (_number(table, name, at, np.nan) for name in ("batch_size", "concurrency"))
+    said = [np.isfinite(_number(table, name, at, np.nan)) for name in ("attention_dp_size", "num_workers")]
+    unsaid = ~(said[0] | said[1]) & np.isfinite(batch) & np.isfinite(all_of_them)
+    return replace(pool, replicas=np.where(unsaid, np.maximum(1.0, np.round(all_of_them / batch)), pool.replicas))
+
+
+def _text(table: Table, name: str, at: NDArray[np.intp]) -> list[str]:
+    """A column's rows as text, empty where the column or the value is missing."""
+    column = table.get(name)
+    return ["" if column is None or column[i] is None or column[i] != column[i] else str(column[i]) for i in at]
 
 
 def _pool(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, prefix: str) -> Pool:

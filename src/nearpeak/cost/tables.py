@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.cost import power
 from nearpeak.cost.attention import (
     attention_decode_work,
     attention_prefill_work,
@@ -32,7 +33,7 @@ from nearpeak.workload import Experts, bundled, read
 Column = NDArray[Any]
 Table = Mapping[str, Column]
 
-ANSWERS = ("seconds", "ttft", "tpot")
+ANSWERS = ("seconds", "ttft", "tpot", "watts")
 """Columns that would give the answer away: never read."""
 
 
@@ -151,12 +152,12 @@ def _collective(p: Platform, kinds: Mapping[str, str], c: Mapping[str, Array]) -
     if name not in SHARES:
         raise UnknownName("collective", name, SHARES)
     size = c["message_size"] * ACTIVATION_BYTES[codes(c["nccl_dtype"])]
-    return collective_work(name, size, c["num_gpus"], _link(p))
+    return collective_work(p, name, size, c["num_gpus"], _link(p))
 
 
 def _custom(p: Platform, _: Mapping[str, str], c: Mapping[str, Array]) -> Work:
     size = c["message_size"] * ACTIVATION_BYTES[codes(c["allreduce_dtype"])]
-    return collective_work("allreduce_custom", size, c["num_gpus"], _link(p))
+    return collective_work(p, "allreduce_custom", size, c["num_gpus"], _link(p))
 
 
 def _link(p: Platform) -> Link:
@@ -218,35 +219,53 @@ class Group:
     numbers: Mapping[str, Array]
 
 
-def predict_operators(table: Table, op: str) -> dict[str, Column]:
+def predict_operators(table: Table, op: str, calibration: Calibration | None = None) -> dict[str, Column]:
     """Seconds of every row's operator.
 
     Args:
-        table: columns by name, arrays of equal length. op: a name in ``READINGS``, or ``attention``.
+        table: columns by name, arrays of equal length. op: a name in ``READINGS``, ``attention``, or ``power`` where a
+            column ``table`` names each row's.
+        calibration: the one in use if None.
 
     Returns:
         The columns of the table but for answers, then ``seconds``, ``seconds_low`` and ``seconds_high`` (an interval
-        that 80 % of measurements fall into), ``evidence``, and ``error``, which says why a row has no prediction.
+        that 80 % of measurements fall into), ``evidence``, and ``error``, which says why a row has no prediction. A
+        table with watts or a column ``watts_limit`` (the card's power limit) also gets ``watts``, ``watts_low`` and
+        ``watts_high``: mean watts of the device during the operator, as its sensor shows them (see ``power``).
 
     Raises:
         UsageError: an unknown operator, or columns that are missing.
     """
     kept = {name: column for name, column in table.items() if name not in ANSWERS}
     count = len(next(iter(kept.values()), ()))
-    told = {name: np.full(count, np.nan) for name in ("seconds", "seconds_low", "seconds_high")}
+    figures = ("seconds", "watts") if {"watts", "watts_limit"} & table.keys() else ("seconds",)
+    told = {f"{figure}{end}": np.full(count, np.nan) for figure in figures for end in ("", "_low", "_high")}
     words = {name: np.full(count, "", object) for name in ("evidence", "error")}
-    for name, rows in _operators(kept, op, count):
+    for name, rows in operator_tables(kept, op, count):
         part = {key: column[rows] for key, column in kept.items()}
         for group in groups(part, name, errors := np.full(rows.size, "", object)):
-            _price(group, name, rows, told, words, errors)
+            priced = _price(group, name, rows, told, words, errors, calibration)
+            if priced is not None and "watts" in told:
+                limit = part["watts_limit"][group.rows] if "watts_limit" in part else None
+                _power(group, rows, told, *priced, limit)
         words["error"][rows] = errors
     return {**kept, **told, **words}
 
 
-def _operators(table: Table, op: str, count: int) -> list[tuple[str, NDArray[np.intp]]]:
+def operator_tables(table: Table, op: str, count: int) -> list[tuple[str, NDArray[np.intp]]]:
+    """The rows of each operator in a table: of one, of ``attention`` (both kinds) or of ``power`` (any).
+
+    Raises:
+        UnknownName: no such operator. UsageError: no column says which operator a row is.
+    """
+    if op == "power":
+        if "table" not in table:
+            raise UsageError("a power table needs a column 'table' that names each row's operator, e.g. gemm")
+        names = np.array([SWEEPS.get(str(v), str(v)) for v in table["table"]])
+        return [part for name in np.unique(names) for part in _only(table, str(name), np.flatnonzero(names == name))]
     if op != "attention":
         if op not in READINGS:
-            raise UnknownName("operator", op, (*READINGS, "attention"))
+            raise UnknownName("operator", op, (*READINGS, "attention", "power"))
         return [(op, np.arange(count))]
     column = next((table[c] for c in ("table", "op_name") if c in table), None)
     if column is None:
@@ -258,6 +277,15 @@ def _operators(table: Table, op: str, count: int) -> list[tuple[str, NDArray[np.
     return [("attention_prefill", np.flatnonzero(~decoding)), ("attention_decode", np.flatnonzero(decoding))]
 
 
+SWEEPS = {"context_attention": "attention_prefill", "generation_attention": "attention_decode"}
+"""What tables of measurements call operators that have other names here."""
+
+
+def _only(table: Table, op: str, rows: NDArray[np.intp]) -> list[tuple[str, NDArray[np.intp]]]:
+    part = {name: column[rows] for name, column in table.items()}
+    return [(name, rows[at]) for name, at in operator_tables(part, op, rows.size)]
+
+
 def _price(
     group: Group,
     op: str,
@@ -265,16 +293,21 @@ def _price(
     told: Mapping[str, Array],
     words: Mapping[str, Column],
     errors: Column,
-) -> None:
-    """Write the predictions of one group where its rows are, or into ``errors`` why there are none."""
+    calibration: Calibration | None,
+) -> tuple[Platform, Work, Array] | None:
+    """Write the predictions of one group where its rows are, or into ``errors`` why there are none.
+
+    Returns:
+        The platform, the work and its seconds; None where there are none.
+    """
     try:
-        p = platform_named(group.gpu, group.engine)
+        p = platform_named(group.gpu, group.engine, calibration)
         with np.errstate(over="ignore", invalid="ignore"):  # sizes beyond all numbers are told of below
             work = READINGS[op].work(p, group.kinds, group.numbers)
             time = seconds(p, work)
     except NearpeakError as error:
         errors[group.rows] = str(error)
-        return
+        return None
     known = np.isfinite(time)
     errors[group.rows[~known]] = "the sizes are too large: the time is beyond all numbers"
     time = np.where(known, time, np.nan)
@@ -286,6 +319,24 @@ def _price(
     told["seconds"][at] = time
     told["seconds_low"][at], told["seconds_high"][at] = time * factors[:, 0], time * factors[:, 1]
     words["evidence"][at] = np.where(known, np.array(have.evidence, object)[row], "")
+    return p, work, time
+
+
+def _power(
+    group: Group,
+    rows: NDArray[np.intp],
+    told: Mapping[str, Array],
+    p: Platform,
+    work: Work,
+    time: Array,
+    limit: Column | None,
+) -> None:
+    """Write the watts of one group. ``limit``: of the card, ``[rows]``; the TDP where there is none."""
+    at = rows[group.rows]
+    given = np.full(at.size, p.device.tdp) if limit is None else np.array([number(v) for v in limit], float)
+    given = np.where(np.isnan(given), p.device.tdp, given)
+    shown, low, high = power.shown(p.device, group.numbers, work, time, given)
+    told["watts"][at], told["watts_low"][at], told["watts_high"][at] = shown, low, high
 
 
 def platform_named(gpu: str, engine: str, calibration: Calibration | None = None) -> Platform:
@@ -314,6 +365,8 @@ def groups(table: Table, op: str, errors: Column) -> list[Group]:
     for name, meaning in reading.named.items():
         numbers[name] = _meanings(_text(table, name, count), name, meaning, errors)
     texts = {name: _text(table, name, count) for name in ("gpu", "backend", "kernel_source", *reading.kinds)}
+    if "backend" not in table:  # tables of power name the engine before its kernel: vllm_flashinfer
+        texts["backend"] = np.array([kernel.partition("_")[0] for kernel in texts["kernel_source"]])
     key = np.zeros(count, np.intp)
     values = []
     for text in texts.values():
@@ -333,6 +386,8 @@ def groups(table: Table, op: str, errors: Column) -> list[Group]:
 
 def _require(table: Table, reading: Reading, op: str) -> None:
     absent_ok = {name for name, default in reading.counts.items() if default is not None} | set(OPTIONAL)
+    if "kernel_source" in table:
+        absent_ok.add("backend")
     needed = ("gpu", "backend", *reading.named, *reading.sizes, *reading.counts, *reading.kinds)
     missing = [name for name in needed if name not in table and name not in absent_ok]
     if missing:

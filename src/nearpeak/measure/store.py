@@ -9,7 +9,6 @@ where another process holds it, tries again until ``patience`` seconds are over.
 """
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nearpeak.errors import NearpeakError, UsageError
+from nearpeak.home import home
 from nearpeak.measure.fingerprint import Fingerprint
 from nearpeak.measure.measurement import Figure, Measurement, Prediction
 from nearpeak.measure.timing import Sample
@@ -42,15 +42,7 @@ CREATE TABLE nearpeak_store AS SELECT {SCHEMA} AS version;
 
 def default_path() -> Path:
     """Where measurements live unless said otherwise: ``$NEARPEAK_HOME``, or else the user's data directory."""
-    name = "measurements.duckdb"
-    home = os.environ.get("NEARPEAK_HOME")
-    if home:
-        return Path(home).expanduser() / name
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nearpeak" / name
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "nearpeak" / name
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "nearpeak" / name
+    return home() / "measurements.duckdb"
 
 
 @dataclass(frozen=True)

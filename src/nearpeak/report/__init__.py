@@ -22,7 +22,14 @@ if TYPE_CHECKING:
         technique_row,
     )
     from nearpeak.report.html import page, write_page
-    from nearpeak.report.printing import print_miss, print_plans, print_prediction, print_record, print_table
+    from nearpeak.report.printing import (
+        print_explanation,
+        print_miss,
+        print_plans,
+        print_prediction,
+        print_record,
+        print_table,
+    )
     from nearpeak.report.roof import roofline
     from nearpeak.report.tables import front_table, miss_text, plans_table, predict_table, table, why
 
@@ -40,6 +47,7 @@ __all__ = [
     "page",
     "plans_table",
     "predict_table",
+    "print_explanation",
     "print_miss",
     "print_plans",
     "print_prediction",
@@ -69,7 +77,14 @@ _ROOM = {
         "technique_row",
     ),
     "html": ("page", "write_page"),
-    "printing": ("print_miss", "print_plans", "print_prediction", "print_record", "print_table"),
+    "printing": (
+        "print_explanation",
+        "print_miss",
+        "print_plans",
+        "print_prediction",
+        "print_record",
+        "print_table",
+    ),
     "roof": ("roofline",),
     "tables": ("front_table", "miss_text", "plans_table", "predict_table", "table", "why"),
 }

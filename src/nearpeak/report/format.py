@@ -117,6 +117,13 @@ BY_FIGURE: dict[str, Callable[[float | None], str]] = {
     "overhead_power": lambda v: si(v, "W"),
     "clock": lambda v: si(v, "Hz"),
     "base_clock": lambda v: si(v, "Hz"),
+    "time": seconds,
+    "bytes": size,
+    "energy": lambda v: si(v, "J"),
+    "share": lambda v: UNKNOWN if v is None else share(v),
+    "ratio": lambda v: UNKNOWN if v is None else times(v),
+    "intensity": lambda v: si(v, "FLOP/B"),
+    "flop": lambda v: si(v, "FLOP"),
 }
 """How a figure of this name is written."""
 
@@ -135,6 +142,13 @@ TITLES = {
 """Names of figures in words."""
 
 
+def _writer(name: str) -> Callable[[float | None], str] | None:
+    """How a figure is written by the longest end of its name that is known: ``kv_memory`` as ``memory``."""
+    words = name.split("_")
+    ends = ("_".join(words[first:]) for first in range(len(words)))
+    return next((BY_FIGURE[end] for end in ends if end in BY_FIGURE), None)
+
+
 def value(name: str, given: object) -> str:
     """Any value of a table, written by what its column or key is called."""
     if given is None:
@@ -142,8 +156,8 @@ def value(name: str, given: object) -> str:
     if isinstance(given, bool):
         return "yes" if given else "no"
     if isinstance(given, int | float):
-        if name in BY_FIGURE:
-            return BY_FIGURE[name](given)
+        if (by := _writer(name)) is not None:
+            return by(given)
         if name.endswith("_flops"):
             return si(given, "FLOP/s")
         return str(given) if name in ("year", "row", "rank") else number(given)

@@ -9,6 +9,7 @@ from nearpeak.report import tables
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nearpeak.bounds import Explanation, Topic
     from nearpeak.plan import Explained, Miss, Plans
 
 PLAIN_WIDTH = 120
@@ -54,6 +55,22 @@ def print_record(record: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     console().print(Text("\n".join(_lines(record, 0))))
+
+
+def print_explanation(topic: "Topic", found: "Explanation") -> None:
+    """Print what a topic answers: figures, tables, what they say, and the paper."""
+    from rich.text import Text
+
+    out = console()
+    out.print(Text(topic.title, style="bold"))
+    if found.figures:
+        out.print(Text("\n".join(_lines(found.figures, 1))))
+    for one in filter(lambda t: t.rows, found.tables):
+        out.print(Text(f"\n{one.title}", style="bold"))
+        out.print(tables.table(one.rows))
+    for sentence in found.says:
+        out.print(Text(sentence))
+    out.print(Text(topic.paper, style="dim"))
 
 
 def _lines(record: Mapping[str, Any], depth: int) -> list[str]:

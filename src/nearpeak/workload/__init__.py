@@ -41,6 +41,7 @@ from nearpeak.workload.traffic import (
     poisson,
     read_trace,
 )
+from nearpeak.workload.training import Optimizer, TrainingJob
 
 __all__ = [
     "Architecture",
@@ -61,11 +62,13 @@ __all__ = [
     "LinearAttention",
     "LogNormal",
     "Mixer",
+    "Optimizer",
     "Parameters",
     "Requests",
     "Tensor",
     "Trace",
     "Traffic",
+    "TrainingJob",
     "Uniform",
     "attended_tokens",
     "bundled",

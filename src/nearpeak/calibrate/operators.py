@@ -1,21 +1,18 @@
 """Fit ``src/nearpeak/cost/data/calibration.json`` to measured operators, and say how good it is.
 
-    python tools/fit_calibration.py MEASUREMENTS/operators [--write] [--only gemm,moe]
+    nearpeak calibrate MEASUREMENTS/operators
 
 Every (device, engine, variant) gets three constants (launch, achieved fractions of peak and bandwidth), by robust least
 squares on the logarithm of the time, and correction tables by penalized least squares on what is left. So does a
-kernel of an engine where that pays. The same is fitted to all devices and engines at once, for what was never measured.
+kernel of an engine where that pays. What was never measured is predicted by a mean of entries (``platform``).
 
-The report gives median absolute percentage errors: in sample; with whole sites left out (one (n, k) of a product, one
-family of heads or of experts; five folds); with a whole device left out, by the measured device most like it (sibling)
-and by all others together (pooled); and of a roofline with two constants.
+Scores are of rows in the fit; with whole sites left out (one (n, k) of a product, one family of heads or of experts;
+five folds); and with a whole device left out.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -23,23 +20,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import least_squares
 
-from measured_operators import SITES, Sample, samples
-from nearpeak.cost.calibration import (
-    POOLED,
-    Axis,
-    Calibration,
-    Entry,
-    OperatorCalibration,
-    corners,
-    decode,
-    join,
-)
-from nearpeak.cost.platform import siblings
+from nearpeak.calibrate.samples import Sample
+from nearpeak.cost.calibration import Axis, Calibration, Entry, OperatorCalibration, corners, join
+from nearpeak.cost.platform import Work, kin, seconds, variant_code
+from nearpeak.cost.tables import platform_named
 from nearpeak.hardware import device
 
 Array = NDArray[np.float64]
-TARGET = Path(__file__).parents[1] / "src/nearpeak/cost/data/calibration.json"
-SOURCE = "published measurements of operators as serving engines run them on A100, H100, B200 and RTX PRO 6000"
 FOLDS = 5
 ENOUGH = 60
 """Rows below which a (device, engine, variant) gets no entry of its own."""
@@ -60,51 +47,54 @@ class Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "gemm": Layout((Axis("m", 0, 1.5, 11), Axis("n", 5, 1.6, 8), Axis("k", 5, 1.6, 8)), ((0, 1, 2),), 0.3),
+    "gemm": Layout((Axis("m", 0, 0, 1.5, 11), Axis("n", 1, 5, 1.6, 8), Axis("k", 2, 5, 1.6, 8)), ((0, 1, 2),), 0.3),
     "attention_prefill": Layout(
         (
-            Axis("isl", 0, 2, 8),
-            Axis("batch x heads", 0, 2, 8),
-            Axis("group", 0, 1.5, 6),
-            Axis("head_dim", 6, 1, 4),
-            Axis("window", -2, 1, 3),
+            Axis("isl", 0, 0, 2, 8),
+            Axis("batch x heads", 1, 0, 2, 8),
+            Axis("group", 2, 0, 1.5, 6),
+            Axis("head_dim", 3, 6, 1, 4),
+            Axis("window", 4, -2, 1, 3),
         ),
         ((0, 1, 3), (0, 1, 2), (0, 1, 4)),
         0.3,
     ),
     "attention_decode": Layout(
         (
-            Axis("span", 1, 2, 9),
-            Axis("batch x kv_heads", 0, 2, 9),
-            Axis("group", 0, 1.5, 6),
-            Axis("head_dim", 6, 1, 4),
-            Axis("window", -2, 1, 3),
+            Axis("span", 0, 0, 1, 18),
+            Axis("batch x kv_heads", 1, 0, 1, 17),
+            Axis("group", 2, 0, 0.5, 15),
+            Axis("head_dim", 3, 6, 0.5, 5),
+            Axis("window", 4, -2, 1, 3),
+            Axis("span, coarse", 0, 1, 2, 9),
+            Axis("batch x kv_heads, coarse", 1, 0, 2, 9),
+            Axis("group, coarse", 2, 0, 1.5, 6),
         ),
-        ((0, 1, 2), (0, 1, 3), (1, 2, 4), (0, 2, 4)),
+        ((0, 1), (2, 3), (5, 6, 7), (5, 6, 3), (6, 7, 4), (5, 7, 4)),
         0.3,
     ),
     "moe": Layout(
         (
-            Axis("rows an expert", -7, 2, 11),
-            Axis("experts here", 0, 2, 6),
-            Axis("ep", 0, 2, 5),
-            Axis("inter", 4, 1.5, 8),
-            Axis("skew", 0, 1.01, 3),
-            Axis("topk", 0, 1.5, 4),
+            Axis("rows an expert", 0, -7, 2, 11),
+            Axis("experts here", 1, 0, 2, 6),
+            Axis("ep", 2, 0, 2, 5),
+            Axis("inter", 3, 4, 1.5, 8),
+            Axis("skew", 4, 0, 1.01, 3),
+            Axis("cycles of traffic", 5, 7, 2, 11),
         ),
-        ((0, 1, 3), (0, 2, 4), (1, 2)),
+        ((0, 1, 3), (0, 2, 4), (1, 2), (0, 5, 4)),
         0.1,
     ),
 }
-HEADS = Axis("heads", 0, 1.75, 5)
-LATENT_HEADS = Axis("heads", 0, 2.3333333, 4)
-WIDTH = Axis("heads or channels", 0, 2, 5)
-RING = Layout((Axis("bytes", 8, 1, 23), Axis("ranks", 1, 1, 3)), ((0, 1),), 0.3)
-LATENT_PREFILL = Layout((Axis("isl", 0, 2.5, 7), Axis("batch", 0, 2.6666667, 4), LATENT_HEADS), ((0, 1, 2),), 0.3)
-LATENT_DECODE = Layout((Axis("context", 1, 2.5, 8), Axis("batch", 0, 2.5, 5), LATENT_HEADS), ((0, 1, 2),), 0.3)
-ABSORBED = Layout((Axis("tokens", 0, 1.5, 11), HEADS), ((0, 1),), 0.3)
-SCAN = Layout((Axis("tokens", 0, 2, 9), Axis("batch", 0, 2, 6), WIDTH), ((0, 1), (0, 2), (1, 2)), 0.3)
-STEP = Layout((Axis("tokens", 0, 1, 2), Axis("batch", 0, 1, 11), WIDTH), ((1, 2),), 0.3)
+HEADS = Axis("heads", 1, 0, 1.75, 5)
+LATENT_HEADS = Axis("heads", 2, 0, 2.3333333, 4)
+WIDTH = Axis("heads or channels", 2, 0, 2, 5)
+RING = Layout((Axis("traffic over latency", 0, -7, 1, 14), Axis("ranks", 1, 1, 1, 3)), ((0, 1),), 0.05)
+LATENT_PREFILL = Layout((Axis("isl", 0, 0, 2.5, 7), Axis("batch", 1, 0, 2.6666667, 4), LATENT_HEADS), ((0, 1, 2),), 0.3)
+LATENT_DECODE = Layout((Axis("context", 0, 1, 2.5, 8), Axis("batch", 1, 0, 2.5, 5), LATENT_HEADS), ((0, 1, 2),), 0.3)
+ABSORBED = Layout((Axis("tokens", 0, 0, 1.5, 11), HEADS), ((0, 1),), 0.3)
+SCAN = Layout((Axis("tokens", 0, 0, 2, 9), Axis("batch", 1, 0, 2, 6), WIDTH), ((0, 1), (0, 2), (1, 2)), 0.3)
+STEP = Layout((Axis("tokens", 0, 0, 1, 2), Axis("batch", 1, 0, 1, 11), WIDTH), ((1, 2),), 0.3)
 LAYOUTS |= dict.fromkeys(("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "allreduce_custom"), RING)
 LAYOUTS |= dict.fromkeys(("mla_prefill", "mla_prefill_module"), LATENT_PREFILL)
 LAYOUTS |= dict.fromkeys(("mla_decode", "mla_decode_module"), LATENT_DECODE)
@@ -249,54 +239,59 @@ def keys(s: Sample, keep: NDArray[np.bool_]) -> Iterator[Key]:
                 own = rows & (s.kernel == kernel)
                 if np.sum(own) >= ENOUGH:
                     yield Key(gpu, f"{engine}/{kernel}", variant, np.flatnonzero(own))
-    for variant in np.unique(s.variant):
-        yield Key(POOLED, POOLED, variant, np.flatnonzero((s.variant == variant) & keep))
 
 
-def thinned(rows: NDArray[np.intp], most: int = 40_000) -> NDArray[np.intp]:
+def thinned(rows: NDArray[np.intp], most: int = 20_000) -> NDArray[np.intp]:
     """At most so many rows, evenly spread."""
     return rows[:: max(1, -(-rows.size // most))]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Logarithms of predicted over measured, ``[rows]``, by how the row was kept from the fit; NaN: no prediction."""
+    """Logarithms of predicted over measured, ``[rows]``, by what was kept from the fit; nan: no prediction.
+
+    ``within``: nothing. ``site``: the row's site. ``device``: its device.
+    """
 
     within: Array
     site: Array
-    sibling: Array
-    pooled: Array
-    plain: Array
+    device: Array
 
 
 def calibrate(op: str, s: Sample) -> tuple[OperatorCalibration, Scores]:
     """All entries of one operator, and how good they are."""
     layout, keep = LAYOUTS[op], chosen(s)
     truth = np.log(s.seconds)
-    within, site, sibling, out = (np.full(s.rows, np.nan) for _ in range(4))
+    within, site = np.full(s.rows, np.nan), np.full(s.rows, np.nan)
     found = []
     for key in keys(s, keep):
+        part = s.where(key.rows)
+        left_out, before = site_out(layout, part), site[key.rows]
+        if np.all(np.isfinite(before)) and error(left_out) > WORTH * error(before):
+            continue
         whole = fit(layout, s.where(thinned(key.rows)))
-        factors = (0.0, 0.0)
-        if key.gpu != POOLED:
-            part = s.where(key.rows)
-            left_out, before = site_out(layout, part), site[key.rows]
-            factors = _factors(left_out)
-            if np.all(np.isfinite(before)) and error(left_out) > WORTH * error(before):
-                continue
-            within[key.rows] = whole.log_seconds(layout, part) - truth[key.rows]
-            site[key.rows] = left_out
-        found.append(_entry(key, whole, factors))
-    for gpu in np.unique(s.gpu):
-        sibling[s.gpu == gpu], out[s.gpu == gpu] = gpu_out(layout, s, keep, str(gpu))
-    plain = np.log(np.maximum(s.compute, s.traffic) / 0.8 + 3e-6) - truth
-    transferred, pooled = _factors(sibling), _factors(out)
-    datasheet = min(transferred[0] or pooled[0], pooled[0]), max(transferred[1], pooled[1])
-    transferred = transferred if transferred[0] else datasheet
-    # One site alone, or a pooled entry: its own error is unknown, that of a transfer is the honest stand-in.
-    judged = tuple(e if e.factors[0] else msgspec.structs.replace(e, factors=datasheet) for e in found)
-    calibration = OperatorCalibration(layout.axes, layout.tables, transferred, datasheet, judged)
-    return calibration, Scores(within, site, sibling, out, plain)
+        within[key.rows] = whole.log_seconds(layout, part) - truth[key.rows]
+        site[key.rows] = left_out
+        found.append(_entry(key, whole, _factors(left_out)))
+    wide = (UNKNOWN, UNKNOWN)
+    entries = OperatorCalibration(layout.axes, layout.tables, *wide, tuple(found))
+    device_out = gpu_out(op, s, entries)
+    alike = np.array([kin(device(g), set(np.unique(s.gpu))) for g in np.unique(s.gpu)])
+    near = alike[np.unique(s.gpu, return_inverse=True)[1]]
+    transferred, datasheet = _factors(device_out[near]), _factors(device_out[~near])
+    every = _factors(device_out) if np.isfinite(device_out).any() else UNKNOWN
+    transferred = transferred if transferred[0] else every
+    # A device like none that was measured is known no better than one that is.
+    datasheet = min(datasheet[0] or every[0], transferred[0]), max(datasheet[1], transferred[1])
+    # Of one site alone the error elsewhere is unknown; that of a transfer is the honest stand-in.
+    judged = tuple(e if e.factors[0] else msgspec.structs.replace(e, factors=transferred) for e in found)
+    return OperatorCalibration(layout.axes, layout.tables, transferred, datasheet, judged), Scores(
+        within, site, device_out
+    )
+
+
+UNKNOWN = (0.25, 4.0)
+"""Factors of an interval where a single device was measured, and nothing tells how far it speaks for others."""
 
 
 def _factors(log_ratio: Array) -> tuple[float, float]:
@@ -320,22 +315,22 @@ def site_out(layout: Layout, s: Sample) -> Array:
     return ratio
 
 
-def gpu_out(layout: Layout, s: Sample, keep: NDArray[np.bool_], gpu: str) -> tuple[Array, Array]:
-    """Logarithms of predicted over measured on a device left out: by its nearest sibling, and by all others pooled."""
-    rest, here = s.where((s.gpu != gpu) & keep), s.where(s.gpu == gpu)
-    near = siblings(device(gpu), set(np.unique(s.gpu)))
-    by_sibling, by_all = np.full(here.rows, np.nan), np.full(here.rows, np.nan)
-    for engine, variant in {*zip(here.engine, here.variant, strict=True)}:
-        rows = np.flatnonzero((here.engine == engine) & (here.variant == variant))
-        alike = rest.variant == variant
-        of_siblings = [alike & (rest.gpu == other) & (rest.engine == engine) for other in near]
-        of_siblings += [alike & (rest.gpu == other) for other in near]
-        for ratio, sources in ((by_sibling, of_siblings), (by_all, [alike, np.ones(rest.rows, bool)])):
-            source = next((x for x in sources if np.sum(x) >= ENOUGH), None)
-            if source is not None:
-                general = fit(layout, rest.where(thinned(np.flatnonzero(source))))
-                ratio[rows] = general.log_seconds(layout, here.where(rows)) - np.log(here.seconds[rows])
-    return by_sibling, by_all
+def gpu_out(op: str, s: Sample, operator: OperatorCalibration) -> Array:
+    """Logarithms of predicted over measured where the row's device was not among those measured; nan if it is alone."""
+    ratio = np.full(s.rows, np.nan)
+    for gpu in np.unique(s.gpu):
+        others = tuple(e for e in operator.entries if e.gpu != gpu)
+        if not others:
+            continue
+        calibration = Calibration("", {op: msgspec.structs.replace(operator, entries=others)})
+        for engine, kernel in sorted({*zip(s.engine[s.gpu == gpu], s.kernel[s.gpu == gpu], strict=True)}):
+            rows = np.flatnonzero((s.gpu == gpu) & (s.engine == engine) & (s.kernel == kernel))
+            part = s.where(rows)
+            names, index = np.unique(part.variant.astype(str), return_inverse=True)
+            variant = np.array([variant_code(name) for name in names], np.intp)[index]
+            work = Work(op, variant, part.compute, part.traffic, part.floor, part.coordinates)
+            ratio[rows] = np.log(seconds(platform_named(str(gpu), f"{engine}/{kernel}", calibration), work))
+    return ratio - np.log(s.seconds)
 
 
 def _entry(key: Key, found: Fit, factors: tuple[float, float]) -> Entry:
@@ -346,38 +341,3 @@ def _entry(key: Key, found: Fit, factors: tuple[float, float]) -> Entry:
     return Entry(
         key.gpu, key.engine, key.variant, launch, compute, traffic, tables, scale, (low, high), int(key.rows.size)
     )
-
-
-def report(op: str, s: Sample, scores: Scores) -> None:
-    """One line for each device."""
-    for gpu in np.unique(s.gpu):
-        rows = s.gpu == gpu
-        figures = [getattr(scores, n)[rows] for n in ("plain", "within", "site", "sibling", "pooled")]
-        text = "  ".join(f"{error(f[~np.isnan(f)]):8.1f}" for f in figures)
-        print(f"{op:24s} {gpu:20s} {np.sum(rows):8d}  {text}", flush=True)
-
-
-def main() -> None:
-    """Fit, report, and with ``--write`` replace the shipped calibration."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("measurements", type=Path, help="folder with one folder of .parquet files for each operator")
-    parser.add_argument("--only", help="tables to fit, comma-separated; the others stay as they are")
-    parser.add_argument("--write", action="store_true", help=f"write {TARGET.name}")
-    given = parser.parse_args()
-    only = given.only.split(",") if given.only else list(SITES)
-    operators = dict(decode(TARGET.read_bytes()).operators) if given.only and TARGET.exists() else {}
-    heads = "  ".join(f"{name:>8s}" for name in ("rows", "roofline", "in", "site out", "sibling", "pooled"))
-    print(f"{'median error, %':24s} {'device':20s} {heads}")
-    for table in only:
-        for op, sample in samples(given.measurements, table).items():
-            operators[op], scores = calibrate(op, sample)
-            report(op, sample, scores)
-    if given.write:
-        text = msgspec.json.encode(Calibration(SOURCE, operators))
-        decode(text)
-        TARGET.write_bytes(text.replace(b'],["', b'],\n["') + b"\n")
-        print(f"{TARGET.name}: {len(text)} bytes, {sum(len(o.entries) for o in operators.values())} entries")
-
-
-if __name__ == "__main__":
-    main()
