@@ -17,7 +17,7 @@ from nearpeak.setup import Pool, Setup
 from nearpeak.workload import read
 
 BARE = OperatorCalibration(
-    (), (), (1.0, 1.0), (1.0, 1.0), (Entry("*", "*", "bf16", 0.0, 1.0, 0.7, (), 1.0, (1.0, 1.0), 0),)
+    (), (), (1.0, 1.0), (1.0, 1.0), (Entry("h100_sxm", "nccl", "bf16", 0.0, 1.0, 0.7, (), 1.0, (1.0, 1.0), 0),)
 )
 PHYSICS = Calibration(
     "latencies as they are, 0.7 of each link", dict.fromkeys(("all_reduce", "allreduce_custom"), BARE)

@@ -200,7 +200,7 @@ SPLIT_ROW = {
 
 def test_unsaid_workers_are_as_many_as_keep_up():
     found = predict_serving_table(table(**SPLIT_ROW, concurrency=[16, 1024]))
-    counts = {"prefill_num_workers": np.arange(1.0, 9).tolist(), "decode_num_workers": WORKERS}
+    counts = {"prefill_num_workers": np.arange(1.0, 41).tolist(), "decode_num_workers": WORKERS}
     said = predict_serving_table(table(**SPLIT_ROW, **counts, concurrency=1024))
     few = predict_serving_table(table(**SPLIT_ROW, **counts, concurrency=16))
     assert (found["error"] == "").all()

@@ -133,7 +133,7 @@ def test_the_attention_of_chunks_is_that_of_their_prompt(name):
     setup = replace(setup, decode=replace(setup.decode, tp=8, moe_tp=8))
     whole = float(one_step(setup, 1, 16384).attention)
     chunks = sum(float(one_step(setup, 1, 4096, prefix).attention) for prefix in (0, 4096, 8192, 12288))
-    assert chunks == pytest.approx(whole, rel=0.05)
+    assert chunks == pytest.approx(whole, rel=0.1)
     # As serving prices them: four times the chunk in the middle.
     assert 4 * float(one_step(setup, 1, 4096, 6144).attention) == pytest.approx(whole, rel=0.1)
 

@@ -64,7 +64,7 @@ def test_the_count_of_priced_setups_is_that_of_distinct_ones():
     for _, block in _blocks(base, fleet, Goal(), None):
         fields = [*block.arrays().values(), *(a for pool in block.pools for a in pool.arrays().values())]
         split = np.asarray(block.prefill is not None)
-        table = np.stack([np.broadcast_to(a, block.shape).ravel() for a in (*fields, *[split] * (22 - len(fields)))], 1)
+        table = np.stack([np.broadcast_to(a, block.shape).ravel() for a in (*fields, *[split] * (24 - len(fields)))], 1)
         devices = np.broadcast_to(block.devices, block.shape).ravel()
         rows.append(table[(devices >= 2) & (devices <= 3)].astype(float))
     every = np.concatenate(rows)

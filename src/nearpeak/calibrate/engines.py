@@ -7,13 +7,11 @@ version counting alike. A version with enough runs gets constants of its own, dr
 how far they move. Tables do not say where multi-token prediction was on: a version whose runs used it shows as a small
 ``graph``. Disaggregated runs take no part: most of them do not say how many workers they had.
 
-Intervals are conformal: quantiles of measured over predicted, where the whole configuration was left out of the fit.
-Without measurements of the device they are widened by what the operators' own calibration loses when a device is left
-out. Coverage is checked with a second level of leaving out: quantiles set on some configurations, scored on others.
+Intervals come from what is off where the whole configuration was left out of the fit (``engine_intervals``).
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +22,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
+from nearpeak.calibrate.engine_intervals import FIGURES, WAYS, conformal, coverage
 from nearpeak.cost import runs
-from nearpeak.cost.calibration import shipped
 from nearpeak.cost.engine import Engine, engines, of_version
-from nearpeak.cost.evidence import KINDS, evidence, platform_of
+from nearpeak.cost.evidence import evidence, platform_of
 from nearpeak.cost.files import read_table
 from nearpeak.cost.serving import Kernels, priced, shared, timed
 from nearpeak.cost.step import Step
@@ -55,13 +53,6 @@ ENOUGH = 4
 """Runs that a version needs to have constants of its own."""
 FOLDS = 8
 SEED = 0
-FIGURES = ("ttft", "tpot", "latency")
-LOWEST, HIGHEST = 0.1, 0.9
-KNOWN = 20
-"""Runs that an interval of one kind of evidence takes; with fewer, that of all evidence is widened."""
-WAYS = ("agg", "disagg", "unknown_workers")
-ASSUMED = {"power": (0.78, 1.28), "memory": (0.9, 1.3)}
-"""Factors of figures that serving runs do not hold: power goes with the time model's utilization, memory is counted."""
 
 
 def main() -> None:
@@ -87,7 +78,8 @@ def fit_engines(table: Table) -> dict[str, Engine]:
     fitted = dict(engines())
     for name, own in gathered(table).items():
         host = fit(name, own)
-        fitted[name] = replace(host, intervals=conformal(everything, everything["backend"] == name))
+        # What the table holds no runs of keeps the intervals that it has.
+        fitted[name] = replace(host, intervals=fitted[name].intervals | conformal(everything, name))
     return fitted
 
 
@@ -120,7 +112,7 @@ def gathered(table: Table) -> dict[str, Loops]:
             continue
         name, _, version = setup.engine.partition("@")
         host = engines()[name]
-        said = runs._number(table, "concurrency", rows, np.nan)
+        said = runs.column_numbers(table, "concurrency", rows, np.nan)
         concurrency = np.where(np.isfinite(said), said, setup.decode.in_flight)
         admitted, crowd = runs.admit(setup, concurrency, host)
         kernels = priced(platform_of(admitted), admitted, host.mixes)
@@ -134,8 +126,8 @@ def gathered(table: Table) -> dict[str, Loops]:
 def _setups(table: Table) -> Iterable[tuple[Rows, Setup]]:
     """Rows that share model, device, engine, version and mode, and their Setup."""
     every = np.arange(len(table["model"]))
-    names = ("model", "gpu", "backend", "backend_version", "mode")
-    keys = np.array(["\t".join(row) for row in zip(*(runs._text(table, n, every) for n in names), strict=True)])
+    columns = [runs.column_text(table, name, every) for name in runs.SHARED]
+    keys = np.array(["\t".join(row) for row in zip(*columns, strict=True)])
     for key in np.unique(keys):
         rows = np.flatnonzero(keys == key)
         model, gpu, backend, version, _ = key.split("\t")
@@ -143,10 +135,13 @@ def _setups(table: Table) -> Iterable[tuple[Rows, Setup]]:
         yield rows, runs.setup_of(table, rows, read(model), node_of(gpu), engine)
 
 
+ARRAYS = [f.name for f in fields(Kernels) if f.name not in ("mixed", "serial")]
+
+
 def _pick(kernels: Kernels, chosen: Column, size: int | None = None) -> Kernels:
     """Some of the runs' kernels, each step as its total. ``size``: of the runs, where arrays still broadcast."""
     picked: dict[str, Any] = {}
-    for name in (f.name for f in fields(Kernels) if f.name not in ("mixed", "serial")):
+    for name in ARRAYS:
         part = getattr(kernels, name)
         values = part.total if isinstance(part, Step) else np.asarray(part)
         values = (values if size is None else np.broadcast_to(values, size))[chosen]
@@ -155,15 +150,19 @@ def _pick(kernels: Kernels, chosen: Column, size: int | None = None) -> Kernels:
 
 
 def _joined(parts: list[Loops]) -> Loops:
-    def join(pieces: list[Any]) -> Any:
-        if isinstance(pieces[0], Step):
-            return Step(matrices=np.concatenate([p.matrices for p in pieces]))
-        if isinstance(pieces[0], Kernels):
-            arrays = [f.name for f in fields(Kernels) if f.name not in ("mixed", "serial")]
-            return replace(pieces[0], **{name: join([getattr(p, name) for p in pieces]) for name in arrays})
-        return np.concatenate(pieces)
+    def together(owners: Sequence[Loops | Kernels], names: Iterable[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in names:
+            pieces = [getattr(owner, name) for owner in owners]
+            if isinstance(pieces[0], Step):
+                found[name] = Step(matrices=np.concatenate([p.matrices for p in pieces]))
+            else:
+                found[name] = np.concatenate(pieces)
+        return found
 
-    return Loops(**{f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Loops)})
+    kernels = [part.kernels for part in parts]
+    joined = replace(kernels[0], **together(kernels, ARRAYS))
+    return Loops(kernels=joined, **together(parts, [f.name for f in fields(Loops) if f.name != "kernels"]))
 
 
 def fit(name: str, own: Loops) -> Engine:
@@ -230,7 +229,7 @@ def left_out(table: Table, by: By = "configuration") -> dict[str, Column]:
     out: dict[str, Column] = {figure: np.full(size, np.nan) for figure in FIGURES}
     texts = ("served", "evidence", "backend", "version", "group", "configuration")
     out |= {name: np.full(size, "", dtype=object) for name in texts}
-    osl = runs._number(table, "osl", np.arange(size), np.nan)
+    osl = runs.column_numbers(table, "osl", np.arange(size), np.nan)
     ttft, tpot = (np.asarray(table[figure], float) for figure in ("ttft", "tpot"))
     out |= {"measured_ttft": ttft, "measured_tpot": tpot, "measured_latency": ttft + (osl - 1) * tpot}
     setups = list(_setups(table))
@@ -310,88 +309,10 @@ def _parts(configuration: Column, figures: Array) -> Column:
     return np.array([f"part {of_cluster[int(clusters[i])] % FOLDS}" for i in index], dtype=object)
 
 
-def conformal(found: dict[str, Column], mine: NDArray[np.bool_]) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
-    """Factors on each figure, for each way of serving and evidence, between which 80 % of left-out runs lay.
-
-    Disaggregated runs are few and of few configurations: those of all engines are pooled, and of all evidence.
-
-    Args:
-        found: as from ``left_out``. mine: the engine's own rows.
-    """
-    served: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    for how in WAYS:
-        runs_so = (found["served"] == how) & (mine if how == "agg" else True)
-        served[how] = {}
-        for kind in KINDS:
-            same = runs_so & (found["evidence"] == kind)
-            seen = int(same.sum()) >= KNOWN
-            pool = same if seen and how == "agg" else runs_so
-            served[how][kind] = {f: _factors(found, pool, f, "measured" if seen else kind) for f in FIGURES}
-            served[how][kind] |= {f: _widened(np.log(ends), kind) for f, ends in ASSUMED.items()}
-    return served
-
-
-def _factors(found: dict[str, Column], pool: NDArray[np.bool_], figure: str, kind: str) -> tuple[float, float]:
-    """Factors between which 80 % of measured over predicted lay, widened for the kind of evidence."""
-    logs = np.log(found[f"measured_{figure}"][pool].astype(float) / found[figure][pool].astype(float))
-    return _widened(_interval(logs, found["group"][pool]), kind)
-
-
-def _widened(logs: Array, kind: str) -> tuple[float, float]:
-    """An interval of log errors as factors, wider by what operators lose where there is less evidence than measured."""
-    gemm = shipped().operators["gemm"]
-    wider = {"measured": (1.0, 1.0), "transferred": gemm.transferred, "datasheet": gemm.datasheet}[kind]
-    if kind == "measured":
-        return float(np.exp(logs[0])), float(np.exp(logs[1]))
-    ends = np.hypot(np.clip([-logs[0], logs[1]], 0.0, None), np.log(wider))
-    return float(np.exp(-ends[0])), float(np.exp(ends[1]))
-
-
-def _interval(logs: Array, part: Column) -> Array:
-    """The 10 % and 90 % quantiles, stretched about the median until those of the other parts hold 80 % of each part.
-
-    Runs of one configuration err alike, so plain quantiles hold fewer runs of a new one. How far a run lies from the
-    median, over how far the quantile on its side does, is the score of a split conformal interval (Lei et al. 2018).
-    """
-
-    def quantiles(values: Array) -> Array:
-        return np.asarray(np.quantile(values, [LOWEST, 0.5, HIGHEST]))
-
-    scores = np.zeros(len(logs))
-    names = np.unique(part.astype(str))
-    for name in names if len(names) > 1 else ():
-        scored = part == name
-        low, middle, high = quantiles(logs[~scored])
-        side = np.where(logs[scored] < middle, middle - low, high - middle)
-        scores[scored] = np.abs(logs[scored] - middle) / np.maximum(side, 1e-9)
-    stretch = max(1.0, float(np.quantile(scores, HIGHEST - LOWEST)))
-    low, middle, high = quantiles(logs)
-    return np.array([middle - stretch * (middle - low), middle + stretch * (high - middle)])
-
-
-def coverage(found: dict[str, Column]) -> dict[tuple[str, str, str], tuple[int, float]]:
-    """Share of runs inside intervals that their own part had no say in, by way of serving, evidence and figure."""
-    inside: dict[tuple[str, str, str], list[Column]] = {}
-    for part in np.unique(found["group"].astype(str)):
-        scored = found["group"] == part
-        others = {name: column[~scored] for name, column in found.items()}
-        for name in np.unique(found["backend"][scored].astype(str)):
-            factors = conformal(others, others["backend"] == name)
-            for how in factors:
-                for kind in KINDS:
-                    mine = scored & (found["backend"] == name) & (found["served"] == how) & (found["evidence"] == kind)
-                    for figure in FIGURES if mine.any() else ():
-                        low, high = factors[how][kind][figure]
-                        ratio = found[f"measured_{figure}"][mine].astype(float) / found[figure][mine].astype(float)
-                        inside.setdefault((how, kind, figure), []).append((low <= ratio) & (ratio <= high))
-    joined = {key: np.concatenate(hits) for key, hits in inside.items()}
-    return {key: (len(hits), float(hits.mean())) for key, hits in joined.items()}
-
-
 def rank_correlation(table: Table, found: dict[str, Column], figure: str = "tpot") -> float:
     """Mean Spearman correlation of a figure within model, device and lengths, weighted by runs (5 at least)."""
     every = np.arange(len(table["model"]))
-    keys = np.array(["\t".join(r) for r in zip(*(runs._text(table, n, every) for n in LENGTHS), strict=True)])
+    keys = np.array(["\t".join(r) for r in zip(*(runs.column_text(table, n, every) for n in LENGTHS), strict=True)])
     parts = [np.flatnonzero(keys == key) for key in np.unique(keys)]
     parts = [p for p in parts if len(p) >= 5]
     ranks = [spearmanr(found[figure][p], found[f"measured_{figure}"][p]).statistic for p in parts]
@@ -424,8 +345,6 @@ def report(table: Table) -> list[str]:
             for (how, kind, figure), (count, share) in sorted(coverage(found).items()):
                 lines.append(f"  80 % interval, {how}, {kind}, {figure}: {share:.1%} of {count}")
     return lines
-
-
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from scipy import sparse
 from scipy.optimize import least_squares
 
 from nearpeak.calibrate.samples import Sample
-from nearpeak.cost.calibration import Axis, Calibration, Entry, OperatorCalibration, corners, join
+from nearpeak.cost.calibration import Axis, Calibration, Entry, OperatorCalibration, correction, join, knots
 from nearpeak.cost.platform import Work, kin, seconds, variant_code
 from nearpeak.cost.tables import platform_named
 from nearpeak.hardware import device
@@ -112,11 +112,9 @@ class Fit:
 
     def log_seconds(self, layout: Layout, s: Sample) -> Array:
         """Predicted logarithms."""
-        log = np.log(uncorrected(self.constants, s))
-        for spans, table in zip(layout.tables, self.tables, strict=True):
-            for index, weight in corners(layout.axes, spans, s.coordinates):
-                log = log + weight * table[index]
-        return np.maximum(log, np.log(s.floor))
+        only = np.zeros((), np.intp)
+        corrected = correction(layout.axes, layout.tables, self.tables, only, s.coordinates)
+        return np.asarray(np.maximum(np.log(uncorrected(self.constants, s)) + corrected, np.log(s.floor)))
 
 
 def uncorrected(constants: Array, s: Sample) -> Array:
@@ -172,6 +170,22 @@ def fit_tables(layout: Layout, coordinates: tuple[Array, ...], residual: Array) 
         scale = max(1.5 * float(np.median(off)), 0.01)
         weight = np.minimum(1.0, 1.5 * scale / np.maximum(off, 1e-9))
     return tuple(np.split(solved, np.cumsum(sizes)[:-1]))
+
+
+def corners(
+    axes: tuple[Axis, ...], table: tuple[int, ...], coordinates: tuple[Array, ...]
+) -> list[tuple[NDArray[np.intp], Array]]:
+    """The knots around each point: (flat index in the table, weight), ``2 ** len(table)`` of them."""
+    low = [knots(axes[a], coordinates) for a in table]
+    found = []
+    for corner in product((0, 1), repeat=len(table)):
+        index: NDArray[np.intp] = np.zeros((), np.intp)
+        weight: Array = np.ones(())
+        for a, (knot, part), up in zip(table, low, corner, strict=True):
+            index = index * axes[a].count + (knot + up)
+            weight = weight * (part if up else 1.0 - part)
+        found.append((index, weight))
+    return found
 
 
 def _penalty(shape: list[int], smoothness: float) -> sparse.spmatrix:

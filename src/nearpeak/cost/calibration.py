@@ -6,9 +6,9 @@ entry names the device and engine that it was fitted on; ``blend`` makes one for
 those of devices that were. The fit is made by ``nearpeak.calibrate`` and ships as ``data/calibration.json``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import product
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from nearpeak.cost.stored import data, in_use
 from nearpeak.errors import NearpeakError
 
 Array = NDArray[np.float64]
+
 
 class Axis(msgspec.Struct, frozen=True):
     """``count`` equally spaced knots of coordinate number ``of``, from ``first`` in steps of ``step``, in octaves."""
@@ -144,8 +145,7 @@ def blend(entries: Sequence[Entry], clocks: Sequence[float], weights: Sequence[f
     share = np.asarray(weights) / np.sum(weights)
     cycles = [max(e.launch, SHORTEST) * c for e, c in zip(entries, clocks, strict=True)]
     launch, compute, traffic = (
-        float(np.exp(share @ np.log(c)))
-        for c in (cycles, [e.compute for e in entries], [e.traffic for e in entries])
+        float(np.exp(share @ np.log(c))) for c in (cycles, [e.compute for e in entries], [e.traffic for e in entries])
     )
     tables = zip(*map(corrections, entries), strict=True)
     return Kernel(launch / clock, compute, traffic, tuple(np.asarray(share @ np.stack(same)) for same in tables))
@@ -161,25 +161,50 @@ def join(compute: Array, traffic: Array) -> Array:
     return np.asarray(np.sqrt(np.sqrt(compute * compute + traffic * traffic)))
 
 
-def corners(
-    axes: tuple[Axis, ...], table: tuple[int, ...], coordinates: tuple[Array, ...]
-) -> list[tuple[NDArray[np.intp], Array]]:
-    """The knots around each point: (flat index in the table, weight), ``2 ** len(table)`` of them.
+def knots(axis: Axis, coordinates: tuple[Array, ...]) -> tuple[NDArray[np.intp], Array]:
+    """The knot below each point, and how far the point is on the way to the next, 0 to 1.
 
     Points beyond the outermost knots are moved to them: there the correction stays as it was.
     """
-    low: list[tuple[NDArray[np.intp], Array]] = []
-    for a in table:
-        axis = axes[a]
-        position = np.clip((coordinates[axis.of] - axis.first) / axis.step, 0.0, axis.count - 1.0)
-        knot = np.minimum(position.astype(np.intp), axis.count - 2)
-        low.append((knot, position - knot))
-    found = []
-    for corner in product((0, 1), repeat=len(table)):
-        index: NDArray[np.intp] = np.zeros((), np.intp)
-        weight: Array = np.ones(())
-        for a, (knot, part), up in zip(table, low, corner, strict=True):
-            index = index * axes[a].count + (knot + up)
-            weight = weight * (part if up else 1.0 - part)
-        found.append((index, weight))
-    return found
+    position = np.clip((coordinates[axis.of] - axis.first) / axis.step, 0.0, axis.count - 1.0)
+    knot = np.minimum(position.astype(np.intp), axis.count - 2)
+    return knot, position - knot
+
+
+def correction(
+    axes: tuple[Axis, ...],
+    tables: tuple[tuple[int, ...], ...],
+    values: Sequence[Array],
+    row: NDArray[np.intp],
+    coordinates: tuple[Array, ...],
+) -> Array:
+    """Natural logarithm of the factor on the time: the sum of all tables, each multilinear between its knots.
+
+    Args:
+        values: of each table, for all rows of constants one after another, flat. row: which of them each point has.
+    """
+    near = {a: knots(axes[a], coordinates) for spans in tables for a in spans}
+    total: Array = np.zeros(())
+    for spans, table in zip(tables, values, strict=True):
+        index = row
+        for a in spans:
+            index = index * axes[a].count + near[a][0]
+        total = total + _between(axes, spans, near, table, index)
+    return total
+
+
+def _between(
+    axes: tuple[Axis, ...],
+    spans: tuple[int, ...],
+    near: Mapping[int, tuple[NDArray[np.intp], Array]],
+    table: Array,
+    index: NDArray[np.intp],
+) -> Array:
+    """Values of a table along the axes in ``spans``; ``index``: of the lowest knot around each point."""
+    if not spans:
+        return np.asarray(table[index])
+    axis, *rest = spans
+    stride = prod(axes[a].count for a in rest)
+    low = _between(axes, tuple(rest), near, table, index)
+    high = _between(axes, tuple(rest), near, table, index + stride)
+    return np.asarray(low + near[axis][1] * (high - low))

@@ -1,8 +1,8 @@
 """What an engine adds to a step beyond its kernels: scheduling, launching, sampling on the host, detokenization.
 
-The constants are properties of an engine and of its versions, fitted on served models by ``nearpeak.calibrate.engines``;
-they ship as data. An engine is named ``vllm``, or with a version, ``vllm@0.12.0``: a version that was measured often
-enough has constants of its own, drawn towards the engine's; others have the engine's.
+The constants are properties of an engine and of its versions, fitted on served models by
+``nearpeak.calibrate.engines``; they ship as data. An engine is named ``vllm``, or with a version, ``vllm@0.12.0``: a
+version that was measured often enough has constants of its own, drawn towards the engine's; others have the engine's.
 """
 
 from dataclasses import dataclass, field, replace

@@ -104,7 +104,7 @@ def moe(
     return seconds(p, work)
 
 
-QUANTILES = (np.arange(12) + 0.5) / 12
+QUANTILES = (np.arange(6) + 0.5) / 6
 """Where the loads of all experts but the most loaded are sampled."""
 ROWS = 64.0
 """Rows of a tile of the grouped product: an expert's tokens are padded to whole tiles."""
@@ -147,8 +147,10 @@ def expert_loads(tokens: Array, topk: Array, experts: Array, moe_ep: Array, skew
     local, mean, flat = experts / moe_ep, tokens * topk / experts, np.asarray(skew) == 0
     top, power = np.maximum(0.8 * tokens, 1.0 + 1e-9), 1.0 - np.where(flat, 1.5, np.where(skew == 1, 1.0001, skew))
 
+    grown, inverse = top**power - 1.0, 1.0 / power
+
     def relative(u: Array) -> Array:
-        return np.asarray(np.where(flat, 1.0, (1.0 + u * (top**power - 1.0)) ** (1.0 / power)))
+        return np.asarray((1.0 + u * grown) ** inverse)
 
     largest = relative(1.0 - 0.5 / experts)
     others = [relative(u * (1.0 - 1.0 / experts)) for u in QUANTILES]

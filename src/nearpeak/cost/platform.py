@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.cost.calibration import Array, Calibration, Entry, Kernel, blend, corners, current, join, kernel
+from nearpeak.cost.calibration import Array, Calibration, Entry, Kernel, blend, correction, current, join, kernel
 from nearpeak.errors import UsageError
 from nearpeak.formats import FORMATS, Format, code
 from nearpeak.hardware import Device, Link, MemoryLevel
@@ -202,12 +202,7 @@ def seconds(p: Platform, work: Work) -> Array:
     time = have.launch[row] + join(work.compute / have.compute[row], work.traffic / have.traffic[row])
     if have.tables:
         operator = p.calibration.operators[work.op]
-        log: Array = np.zeros(())
-        for spans, table in zip(operator.tables, have.tables, strict=True):
-            base = row * (table.size // have.launch.size)
-            for index, weight in corners(operator.axes, spans, work.coordinates):
-                log = log + weight * table[base + index]
-        time = time * np.exp(log)
+        time = time * np.exp(correction(operator.axes, operator.tables, have.tables, row, work.coordinates))
     return np.asarray(np.maximum(time * p.share, work.floor))
 
 
@@ -336,7 +331,7 @@ def _alike(p: Platform, variant: int) -> list[str]:
 
 
 def kin(device: Device, measured: set[str]) -> bool:
-    """Whether a measured device has the same maker and kind of memory (cards with GDDR run other kernels than HBM's)."""
+    """Whether a device of its maker and kind of memory was measured: cards with GDDR run other kernels than HBM's."""
     others = (catalogued(name) for name in measured - {device.name})
     return any(d.vendor == device.vendor and _memory(d) == _memory(device) for d in others)
 

@@ -21,6 +21,8 @@ from nearpeak.workload import Architecture, Experts, read
 Array = NDArray[np.float64]
 Table = Mapping[str, NDArray[Any]]
 
+SHARED = ("model", "gpu", "backend", "backend_version", "mode")
+"""Columns of which a Setup has one value: rows that share them are answered together."""
 REQUIRED = ("backend", "model", "gpu", "isl", "osl")
 HALVINGS = 16
 """Of the logarithm of the batch, between 1 and the concurrency: below 0.02 % at 10,000 requests."""
@@ -99,7 +101,7 @@ def predict_serving_table(table: Table) -> dict[str, NDArray[Any]]:
     out: dict[str, NDArray[Any]] = {n: c for n, c in table.items() if n not in ("ttft", "tpot")}
     figures = {f"{f}{s}": np.full(rows, np.nan) for f in ("ttft", "tpot") for s in ("", "_low", "_high")}
     texts = {name: np.full(rows, "", dtype=object) for name in ("evidence", "error")}
-    shared = [_text(table, name, np.arange(rows)) for name in ("model", "gpu", "backend", "backend_version", "mode")]
+    shared = [column_text(table, name, np.arange(rows)) for name in SHARED]
     keys = np.array(["\t".join(row) for row in zip(*shared, strict=True)])
     for key in np.unique(keys):
         at = np.flatnonzero(keys == key)
@@ -142,14 +144,14 @@ def _answer(
     texts: dict[str, NDArray[Any]],
 ) -> None:
     """Answer rows that share model, device, engine and mode; one wrong row fails all."""
-    lengths = np.array([_number(table, name, at, np.nan) for name in ("isl", "osl")])
-    said = _number(table, "concurrency", at, np.nan)
+    lengths = np.array([column_numbers(table, name, at, np.nan) for name in ("isl", "osl")])
+    said = column_numbers(table, "concurrency", at, np.nan)
     usable = (lengths > 0).all(axis=0) & ~(said <= 0)
     texts["error"][at[~usable]] = "isl, osl and concurrency must be positive numbers"
     at = at[usable]
     if not len(at):
         return
-    backend, version = (_text(table, name, at[:1])[0] for name in ("backend", "backend_version"))
+    backend, version = (column_text(table, name, at[:1])[0] for name in ("backend", "backend_version"))
     setup = setup_of(table, at, model, node, f"{backend}@{version}" if version else backend)
     found = closed_loop_of(table, at, setup)
     rests_on = np.broadcast_to(evidence(platform_of(setup), setup), at.shape)
@@ -172,12 +174,14 @@ def closed_loop_of(table: Table, at: NDArray[np.intp], setup: Setup, host: Engin
     Where a disaggregated row does not say how many instances it had, the decode pool has ``WORKERS``, and the prefill
     pool as many as keep up with it.
     """
-    said = _number(table, "concurrency", at, np.nan)
+    said = column_numbers(table, "concurrency", at, np.nan)
     concurrency = np.where(np.isfinite(said), said, setup.decode.in_flight)
     first = setup.prefill
     if first is None:
         return closed_loop(setup, concurrency, host)
-    unsaid = {pool: np.isnan(_number(table, f"{pool}_num_workers", at, np.nan)) for pool in ("prefill", "decode")}
+    unsaid = {
+        pool: np.isnan(column_numbers(table, f"{pool}_num_workers", at, np.nan)) for pool in ("prefill", "decode")
+    }
     decode = replace(setup.decode, replicas=np.where(unsaid["decode"], WORKERS, setup.decode.replicas))
     setup = replace(setup, decode=decode)
     if unsaid["prefill"].any():
@@ -193,11 +197,11 @@ def served_as(table: Table, at: NDArray[np.intp], mode: Literal["agg", "disagg"]
     """How each row was served; of disaggregated runs, whether the row tells the number of its workers."""
     if mode == "agg":
         return ["agg"] * len(at)
-    workers = sum(_number(table, f"{pool}_num_workers", at, np.nan) for pool in ("prefill", "decode"))
+    workers = sum(column_numbers(table, f"{pool}_num_workers", at, np.nan) for pool in ("prefill", "decode"))
     return ["disagg" if known else "unknown_workers" for known in np.isfinite(workers).tolist()]
 
 
-def _number(table: Table, name: str, at: NDArray[np.intp], default: float) -> Array:
+def column_numbers(table: Table, name: str, at: NDArray[np.intp], default: float) -> Array:
     """A column's rows as floats; ``default`` where the column or the value is missing.
 
     Raises:
@@ -216,13 +220,13 @@ def _number(table: Table, name: str, at: NDArray[np.intp], default: float) -> Ar
 def setup_of(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, engine: str) -> Setup:
     """The Setup of a table's rows ``at``, which share model, device, engine and mode; arrays ``[len(at)]``."""
     columns = {"attention": "gemm_quant_mode", "ffn": "gemm_quant_mode", "experts": "moe_quant_mode"}
-    said = {part: _text(table, column, at) for part, column in columns.items()}
-    precision = _text(table, "precision", at)
+    said = {part: column_text(table, column, at) for part, column in columns.items()}
+    precision = column_text(table, "precision", at)
     formats = {
         part: np.array([_format(model, part, *row) for row in zip(quant, precision, strict=True)])
         for part, quant in said.items()
     }
-    mode = _text(table, "mode", at)[0] or "agg"
+    mode = column_text(table, "mode", at)[0] or "agg"
     if mode not in ("agg", "disagg"):
         raise UsageError(f"unknown mode {mode!r}; a run is agg or disagg")
     split = mode == "disagg"
@@ -233,10 +237,10 @@ def setup_of(table: Table, at: NDArray[np.intp], model: Architecture, node: Node
     kv = np.array(
         [
             _cache(model, node, engine, *row)
-            for row in zip(_text(table, "kvcache_quant_mode", at), precision, strict=True)
+            for row in zip(column_text(table, "kvcache_quant_mode", at), precision, strict=True)
         ]
     )
-    isl, osl = (_number(table, name, at, np.nan) for name in ("isl", "osl"))
+    isl, osl = (column_numbers(table, name, at, np.nan) for name in ("isl", "osl"))
     return Setup(model, node, engine, isl, osl, decode, prefill, kv=kv, **formats)
 
 
@@ -268,13 +272,13 @@ def _cache(model: Architecture, node: Node, engine: str, quant: str, precision: 
 
 def _replicated(table: Table, at: NDArray[np.intp], pool: Pool) -> Pool:
     """As many instances as it takes to hold all requests, where a row says how many each holds, but not of how many."""
-    batch, all_of_them = (_number(table, name, at, np.nan) for name in ("batch_size", "concurrency"))
-    said = [np.isfinite(_number(table, name, at, np.nan)) for name in ("attention_dp_size", "num_workers")]
+    batch, all_of_them = (column_numbers(table, name, at, np.nan) for name in ("batch_size", "concurrency"))
+    said = [np.isfinite(column_numbers(table, name, at, np.nan)) for name in ("attention_dp_size", "num_workers")]
     unsaid = ~(said[0] | said[1]) & np.isfinite(batch) & np.isfinite(all_of_them)
     return replace(pool, replicas=np.where(unsaid, np.maximum(1.0, np.round(all_of_them / batch)), pool.replicas))
 
 
-def _text(table: Table, name: str, at: NDArray[np.intp]) -> list[str]:
+def column_text(table: Table, name: str, at: NDArray[np.intp]) -> list[str]:
     """A column's rows as text, empty where the column or the value is missing."""
     column = table.get(name)
     return ["" if column is None or column[i] is None or column[i] != column[i] else str(column[i]) for i in at]
@@ -290,7 +294,7 @@ def _pool(table: Table, at: NDArray[np.intp], model: Architecture, node: Node, p
         "tp": "tp_size", "pp": "pp_size", "dp": "attention_dp_size", "moe_tp": "moe_tp_size", "moe_ep": "moe_ep_size",
         "replicas": "num_workers", "batch": "batch_size",
     }  # fmt: skip
-    size = {name: _number(table, f"{prefix}{column}", at, 1.0) for name, column in columns.items()}
+    size = {name: column_numbers(table, f"{prefix}{column}", at, 1.0) for name, column in columns.items()}
     for name in ("tp", "pp", "replicas", "batch"):
         wrong = size[name][size[name] < 1]
         if len(wrong):

@@ -11,10 +11,10 @@ prompts, ``w`` are served before a request's first token and the rest between it
 
     ttft = S + D / 2 + w P          tpot = D + (b - 1 - w) P / (osl - 1)
 
-Where requests arrive at random, ``w P`` is the mean wait of an M/D/1 queue, ``load P / (2 (1 - load))``. The closed loop
-of a load generator begins with a wave of ``b`` requests at once, which wait for ``(b - 1) / 2`` prompts on average: in
-``r`` rounds that is ``g = 1 / (2 r)`` of the others in the mean. Requests of equal lengths that end in one step come
-back in one step, ``k`` others with each. Between the waves the queue is that of random arrivals::
+Where requests arrive at random, ``w P`` is the mean wait of an M/D/1 queue, ``load P / (2 (1 - load))``. The closed
+loop of a load generator begins with a wave of ``b`` requests at once, which wait for ``(b - 1) / 2`` prompts on
+average: in ``r`` rounds that is ``g = 1 / (2 r)`` of the others in the mean. Requests of equal lengths that end in one
+step come back in one step, ``k`` others with each. Between the waves the queue is that of random arrivals::
 
     w = g (b - 1) + k + (1 - 2 g) load / (2 (1 - load))
 
@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 
 WAVES = 1 / 6
 """The same share as an engine's ``waves`` where prompts have a pool of their own: one constant for all engines, set on
-363 disaggregated runs. Ten rounds would make it 1/20; what a pool prefilled together returns together, so waves last."""
+363 disaggregated runs. Ten rounds would make it 1/20; what a pool prefills together comes back together."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def predict(
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the kernels of a Setup's steps take, and how often they run, whatever the engine adds; arrays that broadcast.
+    """What the kernels of a Setup's steps take, and how often they run, whatever the engine adds; arrays.
 
     Attributes:
         decode: one decode step. chunk: one step with a prompt's chunk, ``chunks`` of which make a prompt.
@@ -191,7 +191,8 @@ def timed(kernels: Kernels, host: Engine, closed: bool) -> Times:
         for seconds in (kernels.chunk.total, kernels.full)
     )
     alone = np.maximum(chunk - token, 0.0) if kernels.mixed else chunk
-    further = np.maximum(full - chunk, 0.0) / np.maximum(kernels.prompts - 1, 1.0)
+    # One more prompt in a step never costs more than a step of its own would.
+    further = np.clip((full - chunk) / np.maximum(kernels.prompts - 1, 1.0), 0.0, chunk)
     begun = np.maximum(batch * kernels.chunks * kernels.emitted / kernels.osl, 1e-6)
     together = np.minimum(host.together, batch - 1) if closed else np.zeros(())
     sharing = np.minimum(kernels.prompts, begun / -np.expm1(-begun) + together)
@@ -213,8 +214,8 @@ def stage_seconds(setup: Setup, host: Engine, kernels: Array) -> Array:
 
 
 def launched(kernels: Array, depth: float | Array, host: Engine, serial: bool) -> Array:
-    """Seconds of a step whose kernels the host launches one by one: theirs or the launching, whichever takes longer, and
-    somewhat more where both are alike, since a step has long kernels and short ones.
+    """Seconds of a step whose kernels the host launches one by one: theirs or the launching, whichever takes longer,
+    and somewhat more where both are alike, since a step has long kernels and short ones.
 
     On a CPU nothing overlaps (``serial``): who launches is who computes.
     """

@@ -3,8 +3,9 @@
 A step is the sum over layers of what each layer's operators take on one device, plus what the devices say to each
 other. In a mixed step (Agrawal et al. 2023, "SARATHI") chunks of prompts and decoding requests go through the matrices
 and experts together, and through their mixers' kernels apart. With multi-token prediction (DeepSeek-V3 report, section
-2.2) a decode pass checks the tokens that a draft layer proposed, and drafts the next ones. Everything broadcasts over the arrays of a Setup: one call prices a million layouts and batches. Steps know
-nothing of queueing; ``serving`` puts them together. The mixers' own kernels are in ``mixers``.
+2.2) a decode pass checks the tokens that a draft layer proposed, and drafts the next ones. Everything broadcasts over
+the arrays of a Setup: one call prices a million layouts and batches. Steps know nothing of queueing; ``serving`` puts
+them together. The mixers' own kernels are in ``mixers``.
 """
 
 from collections.abc import Sequence
@@ -132,10 +133,17 @@ def unevenness(setup: Setup, pool: Pool) -> Array:
     return np.asarray(np.ceil(layers / stages) * stages / layers)
 
 
-KERNELS: dict[type[Any], int] = {Attention: 3, LatentAttention: 6, CompressedAttention: 6, LinearAttention: 6, Dense: 1, Experts: 6}
+KERNELS: dict[type[Any], int] = {
+    Attention: 3,
+    LatentAttention: 6,
+    CompressedAttention: 6,
+    LinearAttention: 6,
+    Dense: 1,
+    Experts: 6,
+}
 """Kernels of a layer's parts besides the products with their matrices. Attention: rotation, the cache's write, itself;
 latent attention also normalizes, splits and joins its latents; a recurrence has a convolution, gates, norms and a
-gated output; a dense block has its activation; experts have their choice, sorting, two products, activation, and sum."""
+gated output; a dense block has its activation; experts have their choice, sorting, two products, activation and sum."""
 NORMS = 2
 """Of a layer, each with the residual's sum."""
 
@@ -148,7 +156,7 @@ def depth(model: Architecture) -> float:
     plain = 4 + KERNELS[Attention] + KERNELS[Dense] + NORMS
     kernels = 0.0
     for block in model.blocks:
-        launched = len(block.linears)
+        launched: float = len(block.linears)
         if block.mixer is not None:
             launched += len(mixer_linears(block.mixer, model.hidden)) + KERNELS[type(block.mixer)] + NORMS / 2
         if block.ffn is not None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearpeak.cost import Prediction, Step, costs, evidence, intervals, platform_of, predict
-from nearpeak.cost.engine import engine
+from nearpeak.cost.engine import engine_on
 from nearpeak.formats import FORMATS
 from nearpeak.hardware import Link
 from nearpeak.plan.planner import Candidate
@@ -146,7 +146,7 @@ def _parts(step: Step) -> dict[str, float]:
 
 def levers(setup: Setup, now: Prediction) -> tuple[Lever, ...]:
     """The figures of a configuration if one resource were twice as good, all else equal; ``now``: as it is."""
-    node, host = setup.node, engine(setup.engine)
+    node, host = setup.node, engine_on(setup.engine, setup.node)
     device = node.device
     main = device.memory[0]
     wider = replace(device, memory=(replace(main, bandwidth=2 * main.bandwidth), *device.memory[1:]))
