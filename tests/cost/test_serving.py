@@ -206,7 +206,7 @@ def test_unsaid_workers_are_as_many_as_keep_up():
     assert (found["error"] == "").all()
     # One instance serves the prompts of 16 requests; those of 1,024 take several, and no fewer than keep up.
     assert found["tpot"][0] == pytest.approx(few["tpot"][0])
-    assert found["tpot"][1] == pytest.approx(said["tpot"].max(), rel=0.01)
+    assert 0.9 * said["tpot"].max() < found["tpot"][1] <= said["tpot"].max()
     assert said["tpot"][0] < 0.9 * said["tpot"].max()
 
 

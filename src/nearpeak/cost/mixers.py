@@ -13,10 +13,10 @@ from nearpeak.cost.attention import (
     mla_decode,
     mla_prefill,
 )
+from nearpeak.cost.fabric import Fabric
 from nearpeak.cost.operators import elementwise, gemm, mla_bmm
 from nearpeak.cost.platform import Platform
 from nearpeak.formats import code
-from nearpeak.hardware import Link
 from nearpeak.workload import (
     Attention,
     CompressedAttention,
@@ -40,7 +40,7 @@ class Batch:
         sequences: of one attention replica. context: tokens attended to by a decoding token, or new prompt tokens.
         rows: tokens of one attention replica. prefix: of a chunk's prompt, tokens that are in the cache already.
         tp, dp, moe_tp, moe_ep: the layout of one pipeline stage. attention, ffn, experts, kv: format codes.
-        network, node_devices: the link between nodes, and the devices inside one.
+        network, node_devices: what joins nodes, and the devices inside one.
     """
 
     decoding: bool
@@ -56,7 +56,7 @@ class Batch:
     experts: NDArray[np.intp]
     kv: NDArray[np.intp]
     prefix: Array = field(default_factory=lambda: np.zeros(()))
-    network: Link | None = None
+    network: Fabric | None = None
     node_devices: int = 1
 
     @property

@@ -93,7 +93,7 @@ class Platform:
     """A device, the link to its peers, and the engine whose kernels it runs.
 
     ``engine`` may name one of its kernels: ``sglang/triton``. ``rates`` and ``native`` by format code: peak FLOP/s of
-    products in it, and whether the device multiplies it as it is. ``captured``, ``share``: see ``in_graph``.
+    products in it, and whether the device multiplies it as it is. ``captured``: see ``in_graph``.
     """
 
     device: Device
@@ -103,18 +103,14 @@ class Platform:
     rates: Array
     native: NDArray[np.bool_]
     captured: bool = False
-    share: float = 1.0
     _constants: dict[tuple[str, tuple[int, ...]], Constants] = field(default_factory=dict, compare=False, repr=False)
-    _graphs: dict[float, "Platform"] = field(default_factory=dict, compare=False, repr=False)
+    _graph: list["Platform"] = field(default_factory=list, compare=False, repr=False)
 
-    def in_graph(self, share: float = 1.0) -> "Platform":
-        """The same platform when its kernels are replayed from a captured graph, which never waits for the host.
-
-        ``share``: of a kernel's own time that is left there, where the next starts while it ends.
-        """
-        if share not in self._graphs:
-            self._graphs[share] = replace(self, captured=True, share=share, _constants={}, _graphs={})
-        return self._graphs[share]
+    def in_graph(self) -> "Platform":
+        """The same platform when its kernels are replayed from a captured graph, which never waits for the host."""
+        if not self._graph:
+            self._graph.append(replace(self, captured=True, _constants={}, _graph=[]))
+        return self._graph[0]
 
     @property
     def cache(self) -> MemoryLevel | None:
@@ -203,7 +199,7 @@ def seconds(p: Platform, work: Work) -> Array:
     if have.tables:
         operator = p.calibration.operators[work.op]
         time = time * np.exp(correction(operator.axes, operator.tables, have.tables, row, work.coordinates))
-    return np.asarray(np.maximum(time * p.share, work.floor))
+    return np.asarray(np.maximum(time, work.floor))
 
 
 def distinct(variant: NDArray[np.intp]) -> tuple[int, ...]:

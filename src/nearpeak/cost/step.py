@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearpeak.cost.collectives import collective
+from nearpeak.cost.fabric import Fabric
 from nearpeak.cost.mixers import Batch, chunk_kernel
 from nearpeak.cost.operators import elementwise, gemm, moe, sampling
 from nearpeak.cost.platform import Platform
@@ -177,7 +178,9 @@ def _batch(setup: Setup, pool: Pool, decoding: bool, sequences: Array, context: 
     formats: dict[str, Any] = {
         name: np.asarray(getattr(setup, name), np.intp) for name in ("attention", "ffn", "experts", "kv")
     }
-    node: dict[str, Any] = {"network": setup.node.network, "node_devices": setup.node.count}
+    link = setup.node.network
+    network = None if link is None else Fabric(link, max(1, setup.node.nics))
+    node: dict[str, Any] = {"network": network, "node_devices": setup.node.count}
     return Batch(decoding, sequences, context, rows, **layout, **formats, **node)
 
 
@@ -279,11 +282,14 @@ def _said(
 
     ``spread``: devices that the ranks are spread over, if more than the ranks themselves.
     """
-    inside = collective(platform, what, size, ranks)
     outside = (ranks if spread is None else spread) > at.node_devices
     if at.network is None or not np.any(outside):
-        return inside
-    return np.where(outside & (ranks > 1), collective(platform, what, size, ranks, at.network), inside)
+        return collective(platform, what, size, ranks)
+    near = np.minimum(ranks, at.node_devices)
+    across = collective(platform, what, size, ranks, at.network, near)
+    if spread is None:
+        return across
+    return np.where(outside & (ranks > 1), across, collective(platform, what, size, near))
 
 
 def _activation(platform: Platform, ffn: Dense, at: Batch) -> Array:
