@@ -31,6 +31,7 @@ test-slow: $(FULL)/installed
 	$(FULL)/bin/pytest -m slow
 
 benchmark: $(FULL)/installed
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/operator_throughput.py
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/plan_throughput.py
 
 docs: $(FULL)/installed

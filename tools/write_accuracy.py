@@ -189,6 +189,30 @@ Intervals:
 {coverage}"""
 
 
+CHOSEN = """
+## What these figures do not test
+
+Left-out figures are of constants that were fitted without the row. Some choices were made once, looking at all rows of
+these tables, and no row is left out of those:
+
+- *Operators*: which sizes the corrections depend on, and how stiffly; how fast the weight of a measured device falls
+  with its distance from one that was not; that launches take cycles; the factor at which a launch is held to be the
+  host's; which mixture kernels were timed with a gate; cycles of a collective's launch and hop, the rate of a bus.
+- *Served models*: how many workers are meant where a run does not say (`WORKERS`, and as many prefill workers as keep
+  up); the share of a closed loop's first wave where prompts have a pool of their own (`WAVES`); that TensorRT-LLM and
+  Blackwell keep an 8-bit cache beside weights of 8 bits; that a group counted twice is read once ([tables](tables.md));
+  the weight of TTFT in the fit. Runs do not say where multi-token prediction was on; a version's constants absorb it.
+- *Training*: what Megatron's kernels write to memory, the vocabulary, and which constants there are.
+- *Power*: one card's sensor, which remembers the kernels before; tables of that card are answered by what its sensor
+  shows, every other device and all steps by physics alone ([power](power.md)).
+
+Not tested at all: intervals of single steps (no steps are measured), copies between host and device, element-wise
+kernels, collectives between nodes beyond one test bed, caps of power and clock, and memory, whose interval is assumed.
+CPUs and the eager transformers engine have constants that one machine gave; `nearpeak prove` shows how far off they are
+on yours.
+"""
+
+
 def page(folder: Path) -> str:
     """The page."""
     files, _ = find([folder])
@@ -204,7 +228,7 @@ def page(folder: Path) -> str:
         parts.append(TRAINING.format(errors=errors(s, ("operator", "gpu")), coverage=coverage(s)))
     if (s := scored_of(files, "power")) is not None:
         parts.append(POWER.format(errors=errors(s, ("operator", "gpu")), coverage=coverage(s)))
-    return "".join(parts)
+    return "".join([*parts, CHOSEN])
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ KNOWN = 20
 NEGLIGIBLE = 0.01
 """Log error that no interval is stretched for."""
 WAYS = ("agg", "disagg", "unknown_workers")
-ASSUMED = {"power": (0.78, 1.28), "memory": (0.9, 1.3)}
-"""Factors of figures that serving runs do not hold: power goes with the time model's utilization, memory is counted."""
+ASSUMED = {"memory": (0.9, 1.3)}
+"""Factors of figures that serving runs do not hold: memory is counted, not fitted."""
 
 
 def conformal(found: dict[str, Column], name: str) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:

@@ -204,13 +204,12 @@ def physics(m: PowerModel, rows: Rows, at: Array) -> Array:
 
 def fit_forest(rows: Rows, variants: tuple[str, ...]) -> Forest:
     """Gradient boosted trees on the shapes."""
-    from lightgbm import LGBMRegressor
+    import lightgbm
 
     names = (*rows.columns, "compute", "traffic")
     table = power.features(names, variants, rows.columns, rows.work).astype(np.float32)
-    machine = LGBMRegressor(objective="l1", n_jobs=1, verbose=-1, random_state=0, deterministic=True, **TREES)
-    machine.fit(table, np.log(rows.share))
-    trees = machine.booster_.dump_model()["tree_info"]
+    settings = {"objective": "l1", "num_threads": 1, "verbosity": -1, "seed": 0, "deterministic": True, **TREES}
+    trees = lightgbm.train(settings, lightgbm.Dataset(table, np.log(rows.share))).dump_model()["tree_info"]
     return _packed([tree["tree_structure"] for tree in trees], names, variants)
 
 

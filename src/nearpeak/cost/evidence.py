@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.cost import power
 from nearpeak.cost.engine import engine
 from nearpeak.cost.mixers import BF16
 from nearpeak.cost.platform import Evidence, Platform, pair, platform
@@ -90,5 +91,11 @@ def _parts(setup: Setup, phase: Literal["decode", "prefill"]) -> list[tuple[str,
 
 
 def intervals(engine_name: str, served: Served, kind: str) -> dict[str, tuple[float, float]]:
-    """Factors on each figure between which 80 % of runs served so lay, for this evidence."""
-    return engine(engine_name).intervals[served][kind]
+    """Factors on each figure between which 80 % of runs served so lay, for this evidence.
+
+    Those of power were measured on operators. Energy is power over a rate: their errors are taken to be each its own.
+    """
+    found = dict(engine(engine_name).intervals[served][kind])
+    watts = power.interval(kind)
+    low, high = (float(np.hypot(*np.log([found["latency"][side], watts[side]]))) for side in (0, 1))
+    return found | {"power": watts, "energy": (float(np.exp(-low)), float(np.exp(high)))}

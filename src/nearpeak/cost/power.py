@@ -79,7 +79,7 @@ class PowerModel(msgspec.Struct, frozen=True):
     awake: float
     ceiling: float
     activities: dict[str, Activity]
-    factors: dict[Evidence, tuple[float, float]]
+    factors: dict[str, tuple[float, float]]
     sampled: dict[str, tuple[float, float]]
 
 
@@ -279,7 +279,7 @@ def shown(
     return found, found * spread[:, 0], found * spread[:, 1]
 
 
-def interval(kind: Evidence) -> tuple[float, float]:
+def interval(kind: str) -> tuple[float, float]:
     """The factors on predicted watts between which 80 % of measurements lay, for this evidence."""
     return model().factors[kind]
 

@@ -106,9 +106,9 @@ def explain(setup: Setup, techniques: tuple[str, ...] = (), quality: float = 1.0
             predicted.request_rate * np.asarray(setup.osl, float) / predicted.devices, "latency", inverse=True
         ),
         "power": figure(bill.power, "power"),
-        "joules_per_token": figure(bill.energy, "latency"),
+        "joules_per_token": figure(bill.energy, "energy"),
         "dollars_per_million_tokens": figure(bill.dollars * 1e6, "latency"),
-        "kg_co2e_per_million_tokens": figure(bill.carbon * 1e6, "latency"),
+        "kg_co2e_per_million_tokens": figure(bill.carbon * 1e6, "energy"),
     }
     times = predicted.times
     decode = _parts(times.decode) | {"engine": float(times.overhead)}
