@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.bounds import passes
-from nearpeak.bounds.topic import GPU, Explanation, Option, Table, Topic, numbers, require_positive
+from nearpeak.bounds.topic import GPU, Explanation, Option, Table, Topic, names, numbers, require_positive
 from nearpeak.errors import UsageError
 from nearpeak.workload import (
     Architecture,
@@ -233,16 +233,12 @@ def _search(path: str, prompt: float, together: float, intensity: float, rate: f
     return Explanation({"device_intensity": intensity, "candidates": int(names.size)}, tuple(tables))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (part.strip() for part in text.split(","))))
-
-
 TOPIC = Topic(
     "test-time",
     "What do long chains of thought and best-of-N cost, once memory is counted?",
     "Sadhukhan et al., Kinetics: Rethinking Test-Time Scaling Laws, 2025 (arXiv 2506.05333)",
     (
-        Option("models", _names, "Models' ids, folders or configs, between commas; or those of --accuracy.", ()),
+        Option("models", names, "Models' ids, folders or configs, between commas; or those of --accuracy.", ()),
         GPU,
         Option("prompt", float, "Tokens of a question.", 512.0),
         Option("length", numbers, "Tokens of an answer, several between commas.", (4096.0, 32768.0)),

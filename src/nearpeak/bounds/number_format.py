@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, require_positive
+from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, names, require_positive
 from nearpeak.cost import largest_batch, platform_of, predict
 from nearpeak.cost.engine import engine_on
 from nearpeak.cost.operators import STREAMED, elementwise
@@ -312,10 +312,6 @@ def _explain(
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (part.strip() for part in text.split(","))))
-
-
 TOPIC = Topic(
     "number-format",
     "Which number format serves a token cheapest on this device, and at which request rate does that change?",
@@ -329,7 +325,7 @@ TOPIC = Topic(
         Option("osl", float, "Tokens of an answer.", 256.0),
         Option("engine", str, "Engine whose kernels and host time count.", "vllm"),
         Option("accuracy", float, "Least share of the model's quality that must remain; 0 for any.", 0.0),
-        Option("formats", _names, f"Between commas, of {', '.join(SCHEMES)}.", tuple(SCHEMES)),
+        Option("formats", names, f"Between commas, of {', '.join(SCHEMES)}.", tuple(SCHEMES)),
     ),
     _explain,
     "--model meta-llama/Meta-Llama-3.1-8B --gpu h100",

@@ -19,8 +19,8 @@ class Option:
 
     Attributes:
         name: keyword of the topic's ``explain``, in snake case; the command line writes ``--kv-bits`` for ``kv_bits``.
-        type: makes a value of the text that a person writes: ``str``, ``int``, ``float``, ``numbers``; ``bool`` is a
-            flag.
+        type: makes a value of the text that a person writes: ``str``, ``int``, ``float``, ``numbers``, ``names``;
+            ``bool`` is a flag.
         help: one sentence, with the unit.
         default: the value where none is given, as ``type`` would make it; ``None`` for "not known".
     """
@@ -88,6 +88,11 @@ def numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{text!r} are not numbers with commas between them, e.g. 4000,50000") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas: ``bf16,w4a16-int``."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
 def require_positive(**values: ArrayLike) -> None:

@@ -36,12 +36,20 @@ class LeftOut:
     evidence: Column
 
 
-def with_intervals(predicted: Array, measured: Array, group: Column, fold: NDArray[np.intp], kind: Column) -> LeftOut:
+def with_intervals(
+    predicted: Array,
+    measured: Array,
+    group: Column,
+    fold: NDArray[np.intp],
+    kind: Column,
+    apart: bool = False,
+) -> LeftOut:
     """Left-out predictions with intervals that the row's own fold had no part in.
 
     Args:
         predicted, measured: ``[rows]``. group: rows that share an interval. fold: rows that were left out together.
-        kind: the evidence of each row.
+        kind: the evidence of each row. apart: each fold errs in its own way, as devices do: an interval then spans
+            those of all other folds.
     """
     ratio = np.log(measured / predicted)
     low, high = np.full(ratio.size, np.nan), np.full(ratio.size, np.nan)
@@ -56,8 +64,11 @@ def with_intervals(predicted: Array, measured: Array, group: Column, fold: NDArr
                 continue
             judges = others & (index == g)
             judges = judges if judges.sum() >= FEWEST else others
-            if judges.sum() >= FEWEST:
-                low[here], high[here] = np.quantile(ratio[judges], COVERED)
+            if judges.sum() < FEWEST:
+                continue
+            parts = [judges & (fold == f) for f in np.unique(fold[judges])] if apart else [judges]
+            ends = np.array([np.quantile(ratio[part], COVERED) for part in parts])
+            low[here], high[here] = ends[:, 0].min(), ends[:, 1].max()
     evidence = np.where(known, kind, "")
     return LeftOut(np.where(known, predicted, np.nan), predicted * np.exp(low), predicted * np.exp(high), evidence)
 

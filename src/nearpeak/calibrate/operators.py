@@ -10,7 +10,7 @@ Scores are of rows in the fit; with whole sites left out (one (n, k) of a produc
 five folds); and with a whole device left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -28,6 +28,8 @@ from nearpeak.hardware import device
 
 Array = NDArray[np.float64]
 FOLDS = 5
+SPREAD = 7919
+"""A prime that deals neighbouring sites to different folds."""
 ENOUGH = 60
 """Rows below which a (device, engine, variant) gets no entry of its own."""
 
@@ -38,12 +40,17 @@ WORTH = 0.75
 
 @dataclass(frozen=True)
 class Layout:
-    """The corrections of an operator: axes of its coordinates, what each table spans, how stiff the tables are."""
+    """The corrections of an operator: axes of its coordinates, what each table spans, how stiff the tables are.
+
+    ``shared``: entries start from corrections that all of them have in common, and add their own. It pays where an
+    entry has few sites: families of experts are as many as models.
+    """
 
     axes: tuple[Axis, ...]
     tables: tuple[tuple[int, ...], ...]
     smoothness: float = 1.0
     ridge: float = 0.02
+    shared: bool = False
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -84,6 +91,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         ((0, 1, 3), (0, 2, 4), (1, 2), (0, 5, 4)),
         0.1,
+        shared=True,
     ),
 }
 HEADS = Axis("heads", 1, 0, 1.75, 5)
@@ -123,11 +131,27 @@ def uncorrected(constants: Array, s: Sample) -> Array:
     return np.asarray(launch + join(s.compute / compute, s.traffic / traffic))
 
 
-def fit(layout: Layout, s: Sample) -> Fit:
-    """Constants first, then the tables on what they leave."""
+def fit(layout: Layout, s: Sample, start: tuple[Array, ...] | None = None) -> Fit:
+    """Constants first, then the tables on what they leave; ``start``: tables that the entry's own are added to."""
     constants = fit_constants(s)
     residual = np.log(s.seconds / uncorrected(constants, s))
-    return Fit(constants, fit_tables(layout, s.coordinates, residual))
+    if start is None:
+        return Fit(constants, fit_tables(layout, s.coordinates, residual))
+    residual = residual - correction(layout.axes, layout.tables, start, np.zeros((), np.intp), s.coordinates)
+    own = fit_tables(layout, s.coordinates, residual)
+    return Fit(constants, tuple(a + b for a, b in zip(start, own, strict=True)))
+
+
+def in_common(layout: Layout, s: Sample, parts: Iterable[NDArray[np.intp]]) -> tuple[Array, ...]:
+    """Tables fitted to what the constants of all entries leave. ``parts``: the rows of each entry."""
+    thin = [thinned(rows, COMMON) for rows in parts if rows.size >= ENOUGH]
+    left = [np.log(s.seconds[rows] / uncorrected(fit_constants(s.where(rows)), s.where(rows))) for rows in thin]
+    rows = np.concatenate(thin)
+    return fit_tables(layout, tuple(c[rows] for c in s.coordinates), np.concatenate(left))
+
+
+COMMON = 1000
+"""Rows of each entry that the corrections in common are fitted to: all count alike, however often they were timed."""
 
 
 def fit_constants(s: Sample, most: int = 4000) -> Array:
@@ -277,31 +301,48 @@ def calibrate(op: str, s: Sample) -> tuple[OperatorCalibration, Scores]:
     layout, keep = LAYOUTS[op], chosen(s)
     truth = np.log(s.seconds)
     within, site = np.full(s.rows, np.nan), np.full(s.rows, np.nan)
+    wanted = list(keys(s, keep))
+    start, starts, fold = None, None, None
+    if layout.shared and wanted:
+        fold = np.unique(s.site, return_inverse=True)[1] * SPREAD % FOLDS
+        start = in_common(layout, s, [key.rows for key in wanted])
+        starts = [in_common(layout, s, [k.rows[fold[k.rows] != part] for k in wanted]) for part in range(FOLDS)]
     found = []
-    for key in keys(s, keep):
+    for key in wanted:
         part = s.where(key.rows)
-        left_out, before = site_out(layout, part), site[key.rows]
+        left_out = site_out(layout, part, None if fold is None else fold[key.rows], starts)
+        before = site[key.rows]
         if np.all(np.isfinite(before)) and error(left_out) > WORTH * error(before):
             continue
-        whole = fit(layout, s.where(thinned(key.rows)))
+        whole = fit(layout, s.where(thinned(key.rows)), start)
         within[key.rows] = whole.log_seconds(layout, part) - truth[key.rows]
         site[key.rows] = left_out
         found.append(_entry(key, whole, _factors(left_out)))
     wide = (UNKNOWN, UNKNOWN)
-    entries = OperatorCalibration(layout.axes, layout.tables, *wide, tuple(found))
-    device_out = gpu_out(op, s, entries)
-    alike = np.array([kin(device(g), set(np.unique(s.gpu))) for g in np.unique(s.gpu)])
-    near = alike[np.unique(s.gpu, return_inverse=True)[1]]
-    transferred, datasheet = _factors(device_out[near]), _factors(device_out[~near])
-    every = _factors(device_out) if np.isfinite(device_out).any() else UNKNOWN
-    transferred = transferred if transferred[0] else every
-    # A device like none that was measured is known no better than one that is.
-    datasheet = min(datasheet[0] or every[0], transferred[0]), max(datasheet[1], transferred[1])
+    device_out = gpu_out(op, s, OperatorCalibration(layout.axes, layout.tables, *wide, tuple(found)))
+    transferred, datasheet = _of_transfers(s, device_out)
     # Of one site alone the error elsewhere is unknown; that of a transfer is the honest stand-in.
     judged = tuple(e if e.factors[0] else msgspec.structs.replace(e, factors=transferred) for e in found)
-    return OperatorCalibration(layout.axes, layout.tables, transferred, datasheet, judged), Scores(
-        within, site, device_out
-    )
+    calibration = OperatorCalibration(layout.axes, layout.tables, transferred, datasheet, judged)
+    return calibration, Scores(within, site, device_out)
+
+
+def _of_transfers(s: Sample, ratio: Array) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Factors for devices left out: of those with a device of their kind among the others, and of those with none.
+
+    Every device errs in its own way: an interval spans those of all devices that were left out so.
+    """
+    gpus = np.unique(s.gpu.astype(str))
+    each = {g: f for g in gpus if (f := _factors(ratio[s.gpu == g]))[0]}
+    if not each:
+        return UNKNOWN, UNKNOWN
+    near = [g for g in each if kin(device(g), set(gpus))]
+
+    def span(names: Iterable[str]) -> tuple[float, float]:
+        return min(each[g][0] for g in names), max(each[g][1] for g in names)
+
+    # A device like none that was measured is known no better than one that is.
+    return span(near or each), span(each)
 
 
 UNKNOWN = (0.25, 4.0)
@@ -316,15 +357,24 @@ def _factors(log_ratio: Array) -> tuple[float, float]:
     return round(float(low), 3), round(float(high), 3)
 
 
-def site_out(layout: Layout, s: Sample) -> Array:
-    """Logarithms of predicted over measured where every row's site was left out of its fit."""
-    fold = np.unique(s.site, return_inverse=True)[1]
-    fold = (fold * 7919) % FOLDS if fold.max() >= FOLDS else fold
+def site_out(
+    layout: Layout,
+    s: Sample,
+    fold: NDArray[np.intp] | None = None,
+    starts: Sequence[tuple[Array, ...]] | None = None,
+) -> Array:
+    """Logarithms of predicted over measured where every row's site was left out of its fit.
+
+    ``starts``: of each fold, tables in common that were fitted without the fold's sites in any entry.
+    """
+    if fold is None:
+        fold = np.unique(s.site, return_inverse=True)[1]
+        fold = (fold * SPREAD) % FOLDS if fold.max() >= FOLDS else fold
     ratio = np.full(s.rows, np.nan)
     for k in np.unique(fold):
         test = fold == k
         if np.sum(~test) >= ENOUGH / 2:
-            rest = fit(layout, s.where(thinned(np.flatnonzero(~test))))
+            rest = fit(layout, s.where(thinned(np.flatnonzero(~test))), None if starts is None else starts[k])
             ratio[test] = rest.log_seconds(layout, s.where(test)) - np.log(s.seconds[test])
     return ratio
 

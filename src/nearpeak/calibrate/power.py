@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from nearpeak.calibrate.cells import positive
 from nearpeak.calibrate.samples import SITES, Table, site_numbers
 from nearpeak.cost import power
 from nearpeak.cost.files import read_table
@@ -102,9 +103,9 @@ def read(table: Table) -> dict[str, Rows]:
     """
     if missing := [c for c in ("gpu", "watts", "watts_limit", "seconds") if c not in table]:
         raise UsageError(f"the table has no column {', '.join(missing)}, which a fit of power needs")
-    limit, measured = np.asarray(table["watts_limit"], float), np.asarray(table["seconds"], float)
-    share = np.asarray(table["watts"], float) / limit
-    if (wrong := ~((share > 0) & (share < 1.5) & (measured > 0))).any():
+    limit, measured = positive(table["watts_limit"]), positive(table["seconds"])
+    share = positive(table["watts"]) / limit
+    if (wrong := ~((share < 1.5) & (measured > 0))).any():
         raise UsageError(f"{wrong.sum()} rows have no time above 0 or no watts between 0 and 1.5 of their limit")
     if len(gpus := np.unique(table["gpu"].astype(str))) > 1:
         raise UsageError(f"the table is of {', '.join(gpus)}; power is fitted to one device")
@@ -137,12 +138,20 @@ def fit_physics(tables: dict[str, Rows]) -> PowerModel:
 
     A byte from memory costs the same in every operator: ``traffic`` is one number, ``running`` one of each operator,
     ``compute`` one of each of its formats. For operators that were not measured, all rows give one of each.
+
+    Raises:
+        UsageError: too few rows to tell what a device draws at rest, at its limit, or under an operator.
     """
     device = next(iter(tables.values())).device
     low = power.idle(device) / device.tdp
     resting = np.concatenate([r.share[_reached(r) < RESTING] for r in tables.values()])
     full = np.concatenate([r.share for r in tables.values()])
     full = full[full > FULL]
+    if not (resting.size and full.size):
+        raise UsageError(
+            f"{resting.size} rows use less than {RESTING:.0%} of the device and {full.size} draw more than {FULL:.0%} of "
+            "its limit; a fit of power needs some of both"
+        )
     awake, ceiling = (float((np.quantile(x, q) - low) / (1 - low)) for x, q in ((resting, AT_REST), (full, 0.5)))
     blank = PowerModel(SOURCE, device.name, awake, ceiling, {}, {}, {})
     long = {op: _thinned(r.where(r.measured >= SHORTEST), MOST // len(tables)) for op, r in tables.items()}
@@ -151,6 +160,11 @@ def fit_physics(tables: dict[str, Rows]) -> PowerModel:
     names = np.concatenate([np.char.add(f"{op}:", _formats(r)) for op, r in long.items()])
     held, kind, count = np.unique(names, return_inverse=True, return_counts=True)
     often = np.flatnonzero(count >= ENOUGH)
+    if few := long.keys() - {str(name).partition(":")[0] for name in held[often]}:
+        raise UsageError(
+            f"no format of {', '.join(sorted(few))} has {ENOUGH} rows of {SHORTEST * 1e6:.0f} us or more, which a fit of "
+            "power needs"
+        )
     keep = np.isin(kind, often)
     fitted = _solve(blank, low, whole.where(keep), np.searchsorted(often, kind[keep]), operator[keep])
     activities = {str(held[k]): a for k, a in zip(often, fitted, strict=True)}
@@ -306,9 +320,11 @@ def fit_power(table: Table) -> tuple[PowerModel, dict[str, Forest]]:
     """The physics and the forests of a power table, with the factors of rows whose site was left out.
 
     Raises:
-        UsageError: as ``read``.
+        UsageError: as ``read`` and ``fit_physics``, or there is one operator alone.
     """
     tables = read(table)
+    if len(tables) < 2:
+        raise UsageError(f"the table holds watts of {', '.join(tables)} alone; a fit of power needs two operators")
     return _fitted(tables, score(tables))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nearpeak import __version__
 from nearpeak.calibrate import operators, score_power, score_serving, score_training
-from nearpeak.calibrate.board import NEW, SEEN, Line, lines
+from nearpeak.calibrate.board import NEW, SEEN, Line, errors, lines
 from nearpeak.calibrate.cells import devices
 from nearpeak.calibrate.checks import checked
 from nearpeak.calibrate.samples import Sample, Table, concatenated, site_numbers
@@ -188,13 +188,13 @@ def by_task(files: Sequence[File], only: Sequence[str]) -> dict[str, list[File]]
     """Files that are fitted together: those of an operator, and those of each other kind.
 
     Raises:
-        UsageError: nothing is left of ``only``.
+        UsageError: no table is of something in ``only``.
     """
     found = by_operator(files) | {kind: [f for f in files if f.kind == kind] for kind in OTHERS}
-    tasks = {name: held for name, held in found.items() if held and (not only or name in only)}
-    if not tasks:
-        raise UsageError(f"nothing to fit: the tables are of {', '.join(name for name, held in found.items() if held)}")
-    return tasks
+    tasks = {name: held for name, held in found.items() if held}
+    if absent := [name for name in only if name not in tasks]:
+        raise UsageError(f"nothing to fit {', '.join(absent)} to: the tables are of {', '.join(tasks)}")
+    return {name: held for name, held in tasks.items() if not only or name in only}
 
 
 def fit_task(name: str, files: Sequence[File], base: str, place: Path | None) -> Fitted:
@@ -211,6 +211,10 @@ def _fit_other(kind: str, files: Sequence[File]) -> Fitted:
         raise UsageError(f"{len(files)} tables of {kind}: {', '.join(f.name for f in files)}; give one, of all rows")
     table = files[0].table()
     fit, run = OTHERS[kind]
+    if wrong := errors(KINDS[kind](files, ())[0]):
+        raise UsageError(
+            f"{files[0].name}: {next(iter(wrong))}; nothing is fitted to such rows: correct or remove them"
+        )
     scored, notes = KINDS[kind](files, ("site",))
     found: dict[tuple[str, str, str], dict[bool, Line]] = {}
     for line in lines(scored, ("operator", "gpu", "engine")):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.calibrate.cells import positive
 from nearpeak.cost.calibration import Calibration
 from nearpeak.cost.files import read_table
 from nearpeak.cost.platform import variant_name
@@ -88,7 +89,7 @@ def sampled(columns: Table, table: str, errors: Column) -> dict[str, Sample]:
     Raises:
         UsageError: columns are missing.
     """
-    measured = np.asarray(columns["seconds"], float)
+    measured = positive(columns["seconds"])
     sites = site_numbers(columns, SITES[table])
     parts: dict[str, list[Sample]] = {}
     for group in groups(columns, table, errors):

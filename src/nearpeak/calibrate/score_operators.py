@@ -68,7 +68,7 @@ def _device_left_out(table: Table, op: str, scored: Scored) -> Scored:
 def _judged(s: Scored) -> Scored:
     """With intervals that are set on other devices where there are several; else as the calibration has them."""
     fold = np.unique(s.gpu.astype(str), return_inverse=True)[1]
-    out = left_out.with_intervals(s.predicted, s.measured, s.operator + " " + s.evidence, fold, s.evidence)
+    out = left_out.with_intervals(s.predicted, s.measured, s.operator + " " + s.evidence, fold, s.evidence, apart=True)
     sides = {n: np.where(np.isfinite(getattr(out, n)), getattr(out, n), getattr(s, n)) for n in ("low", "high")}
     return Scored(**{**vars(s), **sides})
 

@@ -65,7 +65,9 @@ def _rows(table: Table) -> Scored:
     evidence = np.asarray(told.get("evidence", blank(count)), object)
     names = (gpu, blank(count, "training iteration"), blank(count, ENGINE), evidence, fit)
     measured, cells = positive(table[ITERATION]) / 1e3, np.zeros(count, np.int64)
-    return Scored(*names, measured, seconds, low, high, ideal, cells, np.asarray(told["error"], object))
+    reason = np.asarray(told["error"], object)
+    reason = np.where((reason == "") & ~np.isfinite(measured), f"{ITERATION} is no time above 0", reason)
+    return Scored(*names, measured, seconds, low, high, ideal, cells, reason)
 
 
 def _roofline(table: Table) -> Array:

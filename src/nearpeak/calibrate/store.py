@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from nearpeak.cost.stored import SHIPPED, calibrations, data, versions_of
+from nearpeak.cost.stored import SHIPPED, calibrations, decoded, versions_of
 from nearpeak.errors import UsageError
 
 Keys = NDArray[np.int64]
@@ -71,11 +71,10 @@ def about(folder: Path | None) -> About:
         UsageError: it is damaged.
     """
     try:
-        return msgspec.json.decode(data(ABOUT, folder), type=About)
+        found: About = decoded(ABOUT, folder, About)
     except FileNotFoundError:
         return About(SHIPPED, 1, "", "", ())
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{ABOUT} of the calibration in {folder} is damaged ({error}); make it again") from None
+    return found
 
 
 def place(name: str, out: Path | None) -> tuple[Path, int]:

@@ -53,8 +53,14 @@ class File:
         return f"{self.path.parent.name}/{self.path.name}" if self.path.parent.name else self.path.name
 
     def table(self) -> dict[str, Column]:
-        """Its rows; of a file of several operators, those of ``op``."""
+        """Its rows; of a file of several operators, those of ``op``.
+
+        Raises:
+            UsageError: it has none.
+        """
         columns = read_table(self.path)
+        if not len(next(iter(columns.values()))):
+            raise UsageError(f"{self.name} has no rows; give measurements")
         if self.kind != "operators":
             return columns
         rows = _rows_of(columns, self.op)

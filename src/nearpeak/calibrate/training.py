@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from nearpeak.calibrate.cells import positive
+from nearpeak.calibrate.tables import ITERATION
 from nearpeak.cost.training import (
     TrainingEngine,
     assemble,
@@ -41,7 +43,6 @@ CONSTANTS = {
     "join": (2.0, 1.0, 8.0),
 }
 """Each constant's start, least and most value."""
-MEASURED = "iteration time (ms)"
 LAYOUT = ("tensor parallelism", "data parallelism", "pipeline parallelism")
 GROUPINGS: dict[str, tuple[str, ...]] = {
     "model": ("hidden size", "# layers"),
@@ -70,9 +71,9 @@ def runs(table: Table, gpu: str = "a100_sxm", engine: str = "megatron") -> list[
     Raises:
         UsageError: a column is missing, a row cannot be cut as it says, or no time is below what the peak allows.
     """
-    if MEASURED not in table:
-        raise UsageError(f"the table has no column {MEASURED!r}; a fit needs what was measured")
-    measured = np.asarray(table[MEASURED], float) / 1e3
+    if ITERATION not in table:
+        raise UsageError(f"the table has no column {ITERATION!r}; a fit needs what was measured")
+    measured = measured_seconds(table)
     errors: NDArray[Any] = np.full(measured.size, "", dtype=object)
     node = node_of(gpu)
     at = training_platform(node, engine)
@@ -88,6 +89,11 @@ def runs(table: Table, gpu: str = "a100_sxm", engine: str = "megatron") -> list[
                 f"row {row}: {measured[row]:g} s is no time or less than the device's peak allows; are times in ms?"
             )
     return found
+
+
+def measured_seconds(table: Table) -> Array:
+    """Seconds of every iteration of a table, nan where it has none."""
+    return positive(table[ITERATION]) / 1e3
 
 
 def fit(groups: Sequence[Runs], measured: Array, device: str = "a100_sxm") -> TrainingEngine:
@@ -124,7 +130,7 @@ def fit_training(table: Table, gpu: str = "a100_sxm", engine: str = "megatron") 
         UsageError: a column is missing, or rows cannot be right.
         NearpeakError: too few rows, or the fit does not converge.
     """
-    groups, measured = runs(table, gpu, engine), np.asarray(table[MEASURED], float) / 1e3
+    groups, measured = runs(table, gpu, engine), measured_seconds(table)
     device = node_of(gpu).device.name
     unseen = np.log(measured / left_out(table, "model", gpu, engine))
     numbers = [sizes(group.job) for group in groups]
@@ -146,7 +152,7 @@ def left_out(table: Table, by: str = "model", gpu: str = "a100_sxm", engine: str
     """
     if by not in GROUPINGS:
         raise UsageError(f"no grouping {by!r}; leave out by {', '.join(GROUPINGS)}")
-    groups, measured = runs(table, gpu, engine), np.asarray(table[MEASURED], float) / 1e3
+    groups, measured = runs(table, gpu, engine), measured_seconds(table)
     keys = np.stack([np.asarray(table[name]) for name in GROUPINGS[by]], axis=1)
     _, value = np.unique(keys, axis=0, return_inverse=True)
     predicted = np.full(measured.size, np.nan)
@@ -179,7 +185,7 @@ def roofline(table: Table, by: str | None = None, gpu: str = "a100_sxm", engine:
 
     Two constants, fitted as ``left_out`` fits (``by`` None: in sample).
     """
-    groups, measured = runs(table, gpu, engine), np.asarray(table[MEASURED], float) / 1e3
+    groups, measured = runs(table, gpu, engine), measured_seconds(table)
     peak = node_of(gpu).device.rates["bf16"]
     ideal, slots = np.zeros(measured.size), np.zeros(measured.size)
     for g in groups:

@@ -10,9 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from nearpeak.cost.stored import data, in_use
+from nearpeak.cost.stored import decoded, in_use
 from nearpeak.errors import UnknownName
 from nearpeak.hardware import Node
 
@@ -62,7 +60,8 @@ def engines() -> dict[str, Engine]:
 
 @cache
 def _engines(folder: Path | None) -> dict[str, Engine]:
-    return msgspec.json.decode(data("engines.json", folder), type=dict[str, Engine])
+    found: dict[str, Engine] = decoded("engines.json", folder, dict[str, Engine])
+    return found
 
 
 def engine(name: str) -> Engine:

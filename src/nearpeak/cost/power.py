@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.cost.forest import Forest
 from nearpeak.cost.platform import Evidence, Work, variant_name
-from nearpeak.cost.stored import data, in_use
+from nearpeak.cost.stored import decoded, in_use
 from nearpeak.errors import UsageError
 from nearpeak.formats import FORMATS
 from nearpeak.hardware import Device
@@ -90,7 +90,8 @@ def model() -> PowerModel:
 
 @cache
 def _model(folder: Path | None) -> PowerModel:
-    return msgspec.json.decode(data("power.json", folder), type=PowerModel)
+    found: PowerModel = decoded("power.json", folder, PowerModel)
+    return found
 
 
 def samples() -> dict[str, Forest]:
@@ -100,7 +101,8 @@ def samples() -> dict[str, Forest]:
 
 @cache
 def _samples(folder: Path | None) -> dict[str, Forest]:
-    return msgspec.json.decode(data("power_samples.json", folder), type=dict[str, Forest])
+    found: dict[str, Forest] = decoded("power_samples.json", folder, dict[str, Forest])
+    return found
 
 
 def idle(device: Device) -> float:

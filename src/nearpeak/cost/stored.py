@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from nearpeak.errors import UnknownName, UsageError
 from nearpeak.home import home
@@ -66,7 +69,7 @@ def folder_of(name: str) -> Path | None:
     if given.exists():
         raise UsageError(f"{name!r} holds no calibration (no about.json); make one with `nearpeak calibrate`")
     named = [p.name for p in calibrations().iterdir() if versions_of(p.name)] if calibrations().is_dir() else []
-    raise UnknownName("calibration", name, (SHIPPED, *named), "Make one with `nearpeak calibrate TABLES --name NAME`.")
+    raise UnknownName("calibration", name, (SHIPPED, *named), "(make one with `nearpeak calibrate TABLES --name NAME`)")
 
 
 def versions_of(name: str) -> list[int]:
@@ -86,3 +89,16 @@ def data(name: str, folder: Path | None = None) -> bytes:
     if own is not None and own.is_file():
         return own.read_bytes()
     return files("nearpeak.cost").joinpath(f"data/{name}").read_bytes()
+
+
+def decoded(name: str, folder: Path | None, kind: Any) -> Any:  # noqa: ANN401 - what ``kind`` says
+    """A calibration's file as values of a type.
+
+    Raises:
+        FileNotFoundError: as ``data``.
+        UsageError: it is damaged.
+    """
+    try:
+        return msgspec.json.decode(data(name, folder), type=kind)
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{name} of the calibration in {folder} is damaged ({error}); make it again") from None

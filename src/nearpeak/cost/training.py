@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +17,7 @@ from nearpeak.cost.calibration import Array, shipped
 from nearpeak.cost.evidence import KINDS
 from nearpeak.cost.platform import BF16, Platform, platform
 from nearpeak.cost.platform import evidence as operator_evidence
-from nearpeak.cost.stored import data, in_use
+from nearpeak.cost.stored import decoded, in_use
 from nearpeak.cost.training_memory import layers_per_stage
 from nearpeak.cost.training_work import MicroBatch, micro_batch
 from nearpeak.errors import UnknownName
@@ -83,7 +82,8 @@ def training_engines() -> dict[str, TrainingEngine]:
 
 @cache
 def _engines(folder: Path | None) -> dict[str, TrainingEngine]:
-    return msgspec.json.decode(data("training.json", folder), type=dict[str, TrainingEngine])
+    found: dict[str, TrainingEngine] = decoded("training.json", folder, dict[str, TrainingEngine])
+    return found
 
 
 def training_engine(name: str) -> TrainingEngine:

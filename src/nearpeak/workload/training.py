@@ -26,6 +26,8 @@ parameters as well (Rajbhandari et al. 2020). FSDP's names stand beside ZeRO's (
 BF16_BYTES = 2.0
 BATCH = ("sequence", "global_batch", "micro_batch")
 WAYS = ("tp", "dp", "pp", "cp", "ep", "virtual_stages")
+MOST = 10**9
+"""A larger size of a batch or a layout is a slip of the pen, and products of two must stay whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class TrainingJob:
 
     def at(self, index: tuple[int, ...]) -> "TrainingJob":
         """The one job at ``index`` of ``shape``."""
-        picked: dict[str, Any] = {n: np.broadcast_to(a, self.shape)[index].item() for n, a in self.arrays().items()}
+        picked: dict[str, Any] = {
+            n: np.asarray(np.broadcast_to(a, self.shape)[index]).item() for n, a in self.arrays().items()
+        }
         return replace(self, **picked)
 
     @property
@@ -170,8 +174,9 @@ def faults(job: TrainingJob) -> Iterator[tuple[Flags, Any]]:
     """
     a = job.arrays()
     for name in (*BATCH, *WAYS):
-        wrong = ~(np.isfinite(a[name].astype(float)) & (a[name] >= 1) & (a[name] == np.floor(a[name])))
-        yield wrong, lambda one, n=name: f"{n} is {getattr(one, n)}; give a whole number of 1 or more"
+        size = a[name].astype(float)
+        wrong = ~((size >= 1) & (size <= MOST) & (size == np.floor(size)))
+        yield wrong, lambda one, n=name: f"{n} is {getattr(one, n)}; give a whole number of 1 or more, at most {MOST:,}"
     positive = ("parameter_bytes", "gradient_bytes")
     for name in positive:
         yield ~(a[name] > 0), lambda one, n=name: f"{n} is {getattr(one, n)}; give bytes above 0, such as 2 or 4"
