@@ -59,7 +59,8 @@ def measured() -> tuple[Kernels, Array, Array]:
     device = cpu()
     drawn = np.array([watts(device, *s, d, row) for s, d, row in zip(shapes, dtypes, seconds, strict=True)])
     width = np.array([DTYPES[d].itemsize for d in dtypes])[:, None]
-    return Kernels(*[*sizes.T[:, :, None], *tiles.T], width=width), seconds, drawn
+    (m, n, k), (tile_m, tile_n, tile_k) = sizes.T[:, :, None], tiles.T
+    return Kernels(m, n, k, tile_m, tile_n, tile_k, width=width), seconds, drawn
 
 
 def rows(kernels: Kernels, pick: NDArray[np.bool_]) -> Kernels:

@@ -77,6 +77,7 @@ def test_the_calibration_in_use_may_come_from_the_environment_and_an_option_ends
         (("calibrate", "nowhere"), 2, "nowhere"),
         (("calibrate", "TABLES", "--name", "a/b"), 2, "a/b"),
         (("calibrate", "TABLES", "--only", "moe"), 2, "gemm"),
+        (("calibrate", "TABLES", "--only", "gemm,moe"), 2, "nothing to fit moe to"),
         (("calibrate", "TABLES", "--replaces", "none"), 2, "none"),
         (("accuracy", "TABLES/notes.csv"), 2, "no table"),
         (("accuracy", "TABLES", "--by", "colour"), 2, "colour"),
@@ -90,6 +91,52 @@ def test_bad_input_gets_one_message(run, tables, arguments, code, words):
     assert found.code == code, found.err
     assert words in found.err
     assert "Traceback" not in found.err
+
+
+SERVED = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "backend": "vllm", "isl": 100, "osl": 20, "ttft": 0.1, "tpot": 0.01}
+ITERATION = {
+    "hidden size": 1024, "attention heads": 16, "# layers": 12, "sequence length": 1024, "global batch": 16,
+    "micro batch": 1, "tensor parallelism": 4, "data parallelism": 1, "pipeline parallelism": 2,
+    "iteration time (ms)": 390,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "change", "words"),
+    [
+        (SERVED, {"backend": "none"}, "unknown engine 'none'"),
+        (SERVED, {"ttft": 0}, "no time above 0"),
+        (SERVED, {"tpot": "n/a"}, "no time above 0"),
+        (SERVED, {"isl": -1}, "positive numbers"),
+        (ITERATION, {"iteration time (ms)": "n/a"}, "no time above 0"),
+        (ITERATION, {"hidden size": 1000}, "1000 is no multiple"),
+    ],
+)
+def test_rows_that_nothing_can_be_fitted_to_are_refused_with_the_reason(run, tmp_path, row, change, words):
+    table = tmp_path / "runs.csv"
+    lines = [row, row | change]
+    table.write_text("\n".join(",".join(map(str, line)) for line in (row, *(x.values() for x in lines))))
+    found = run("calibrate", table)
+    assert found.code == 2, found.err
+    assert words in found.err
+    assert run("accuracy", table, "--leave-out", "none").code == 0
+    table.write_text(",".join(row))
+    for command in ("calibrate", "accuracy"):
+        empty = run(command, table)
+        assert empty.code == 2
+        assert "has no rows" in empty.err
+
+
+def test_a_damaged_calibration_is_named(run, tables, tmp_path):
+    own = tmp_path / "own"
+    assert run("calibrate", tables, "--out", own).code == 0
+    model = ("predict", "model", "Qwen/Qwen3-8B", "--gpu", "h100", "--isl", "9", "--osl", "9", "--calibration", own)
+    for name in ("engines.json", "power.json"):
+        (own / name).write_text("{")
+        found = run(*model)
+        assert found.code == 2
+        assert f"{name} of the calibration in {own} is damaged" in found.err
+        (own / name).unlink()
 
 
 def test_a_table_in_another_unit_is_refused_with_the_unit(run, tables):

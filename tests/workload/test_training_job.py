@@ -42,6 +42,7 @@ def test_fields_broadcast_and_one_job_can_be_picked():
         ({"tp": 0}, ("tp is 0", "1 or more")),
         ({"micro_batch": 1.5}, ("micro_batch is 1.5", "whole number")),
         ({"dp": float("nan")}, ("dp is nan", "whole number")),
+        ({"sequence": 10**23}, ("sequence is 1" + 23 * "0", "at most 1,000,000,000")),
         ({"ep": 2}, ("ep 2", "no experts")),
         ({"gradient_bytes": 0}, ("gradient_bytes is 0", "above 0")),
     ],

@@ -90,7 +90,7 @@ class Kernels:
             held,
             used,
         ]
-        return np.log2(np.stack([*(c[n] for n in c if n != "units"), *derived], axis=-1))
+        return np.asarray(np.log2(np.stack([*(c[n] for n in c if n != "units"), *derived], axis=-1)))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _tree(table: Array, targets: Array, scaled: Array, draw: np.random.Generator
         gain = (sums**2).sum(axis=-1) / np.maximum(many, 1) + (rest**2).sum(axis=-1) / np.maximum(count - many, 1)
         best = np.where(varied, gain, -np.inf).argmax(axis=1)
         apart = np.maximum.reduceat(y, starts) - np.minimum.reduceat(y, starts) > ALIKE
-        splits = varied.any(axis=1) & apart.any(axis=1)
+        splits = np.asarray(varied.any(axis=1) & apart.any(axis=1))
         nodes += starts.size
         levels.append(
             Forest(
@@ -181,8 +181,13 @@ def _tree(table: Array, targets: Array, scaled: Array, draw: np.random.Generator
 
 def _joined(parts: Sequence[Forest], roots: NDArray[np.intp]) -> Forest:
     """The nodes of all parts, one part after the other."""
-    nodes = zip(*((part.feature, part.threshold, part.left, part.leaf) for part in parts), strict=True)
-    return Forest(*(np.concatenate(values) for values in nodes), roots)
+    return Forest(
+        np.concatenate([part.feature for part in parts]),
+        np.concatenate([part.threshold for part in parts]),
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.leaf for part in parts]),
+        roots,
+    )
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,8 @@ def fit_physics(tables: dict[str, Rows]) -> PowerModel:
     full = full[full > FULL]
     if not (resting.size and full.size):
         raise UsageError(
-            f"{resting.size} rows use less than {RESTING:.0%} of the device and {full.size} draw more than {FULL:.0%} of "
-            "its limit; a fit of power needs some of both"
+            f"{resting.size} rows use less than {RESTING:.0%} of the device and {full.size} draw more than {FULL:.0%} "
+            "of its limit; a fit of power needs some of both"
         )
     awake, ceiling = (float((np.quantile(x, q) - low) / (1 - low)) for x, q in ((resting, AT_REST), (full, 0.5)))
     blank = PowerModel(SOURCE, device.name, awake, ceiling, {}, {}, {})
@@ -162,8 +162,8 @@ def fit_physics(tables: dict[str, Rows]) -> PowerModel:
     often = np.flatnonzero(count >= ENOUGH)
     if few := long.keys() - {str(name).partition(":")[0] for name in held[often]}:
         raise UsageError(
-            f"no format of {', '.join(sorted(few))} has {ENOUGH} rows of {SHORTEST * 1e6:.0f} us or more, which a fit of "
-            "power needs"
+            f"no format of {', '.join(sorted(few))} has {ENOUGH} rows of {SHORTEST * 1e6:.0f} us or more, which a fit "
+            "of power needs"
         )
     keep = np.isin(kind, often)
     fitted = _solve(blank, low, whole.where(keep), np.searchsorted(often, kind[keep]), operator[keep])

@@ -67,7 +67,7 @@ def accuracy(tables: tuple[Path, ...], by: str, leave: tuple[str, ...], jobs: in
     )
     click.echo("median error of two constants fitted on these rows")
     for reason, count in reasons.items():
-        click.echo(f"{count:,} rows without an answer: {reason}")
+        click.echo(f"{count:,} row{'' if count == 1 else 's'} without an answer: {reason}")
     for note in notes:
         click.echo(f"note: {note}", err=True)
     if skipped:

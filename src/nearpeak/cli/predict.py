@@ -272,4 +272,4 @@ def _batch(
     answered = f"{summary['answered']} of {rows} rows answered"
     click.echo(answered + (f", written to {out}" if out else "; give --out FILE to keep the predictions"))
     for reason, count in summary["errors"].items():
-        click.echo(f"  {count} rows: {reason}")
+        click.echo(f"  {count} row{'' if count == 1 else 's'}: {reason}")

@@ -316,15 +316,6 @@ class Capped:
     watts: Array
 
 
-def clock_share(work: Work, seconds: ArrayLike) -> Array:
-    """How much of an operator's time follows the clock: the weight of arithmetic where the two times are joined.
-
-    Times join as a 4-norm (``calibration.join``), so that a change of the one moves the whole by its fourth power.
-    """
-    c, m = _share(work.compute, np.asarray(seconds, float)), _share(work.traffic, np.asarray(seconds, float))
-    return np.asarray(c**4 / np.maximum(c**4 + m**4, 1e-30))
-
-
 def capped(device: Device, load: Load, watts_limit: ArrayLike | None = None, clock: ArrayLike | None = None) -> Capped:
     """Time and watts of a load under a power limit, a highest clock, or both.
 

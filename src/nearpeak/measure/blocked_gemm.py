@@ -96,7 +96,7 @@ def tile_seconds(m: int, n: int, k: int, dtype: str, tiles: Sequence[Tile], repe
 
     calls = [1 + int(SHORTEST / max(timed(tile, 1), 1e-9)) for tile in tiles]
     rounds = [[timed(tile, c) for tile, c in zip(tiles, calls, strict=True)] for _ in range(repeats)]
-    return np.asarray(rounds).min(axis=0)
+    return np.asarray(np.min(rounds, axis=0))
 
 
 def watts(device: Device, m: ArrayLike, n: ArrayLike, k: ArrayLike, dtype: str, seconds: ArrayLike) -> Array:
