@@ -9,7 +9,7 @@ from nearpeak.cost.calibration import Calibration, Entry, OperatorCalibration
 from nearpeak.cost.collectives import CUSTOM_LIMIT, collective, collective_work
 from nearpeak.cost.fabric import Fabric
 from nearpeak.cost.platform import Platform, platform
-from nearpeak.cost.schedules import doubling, in_switch, one_shot, ring, tree, two_shot
+from nearpeak.cost.schedules import doubling, one_shot, ring, tree, two_shot
 from nearpeak.cost.step import decode
 from nearpeak.errors import UnknownName, UsageError
 from nearpeak.hardware import device, link, node_of
@@ -92,13 +92,6 @@ def test_latency_favours_few_hops_and_bandwidth_few_bytes():
     assert tree(ranks).seconds(small, alpha, beta) < ring("all_reduce", ranks).seconds(small, alpha, beta)
     assert two_shot(ranks).seconds(large, alpha, beta) < 0.3 * one_shot(ranks).seconds(large, alpha, beta)
     assert ring("all_reduce", ranks).seconds(large, alpha, beta) < doubling(ranks).seconds(large, alpha, beta)
-
-
-def test_sums_in_the_switch_explain_more_than_a_ring_could_reach():
-    """Eight H100 all-reduce at 480 GB/s (NVIDIA, NVLink SHARP) over links of 450 GB/s, in units of a ring's traffic."""
-    ranks = np.asarray(8.0)
-    faster = float(ring("all_reduce", ranks).moved / in_switch(ranks).moved)
-    assert link("nvlink4").bandwidth < 480e9 < 0.75 * faster * link("nvlink4").bandwidth
 
 
 def test_physics_is_alike_where_traffic_and_latency_are():

@@ -76,7 +76,7 @@ def _ratios(setup: Setup, seconds: list[Array], measured: Array) -> dict[str, Ar
 
     def drawn(first: Array, step: Array) -> Array:
         decoding = _watts(setup, setup.decode, predicted.times.decode, step_power.decode_pass(setup), step)
-        whole = replace(step_power.prefill_pass(setup), sequences=batch)
+        whole = replace(step_power.prefill_pass(setup), sequences=batch, beside=None)
         prefilling = _watts(setup, setup.decode, predicted.times.prefill * batch, whole, first)
         joules = prefilling * first + decoding * later * step
         return np.asarray(joules / (first + later * step) / device.tdp)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearpeak.cli.arguments import calibration_option, check_new, json_option, print_json
+from nearpeak.cli.arguments import MOST_DEVICES, calibration_option, check_new, json_option, print_json
 from nearpeak.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def predict() -> None:
 @click.option("--gpu", required=True, help="Device, see `nearpeak hardware`.")
 @click.option("--isl", type=click.FloatRange(1), required=True, help="Mean tokens of a prompt.")
 @click.option("--osl", type=click.FloatRange(1), required=True, help="Mean tokens of an answer.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Requests in flight per replica.")
-@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor parallelism.")
-@click.option("--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline stages.")
-@click.option("--dp", type=click.IntRange(1), default=1, show_default=True, help="Attention replicas around experts.")
-@click.option("--ep", type=click.IntRange(1), default=1, show_default=True, help="Expert parallelism.")
+@click.option("--batch", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Requests in flight per replica.")
+@click.option("--tp", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Tensor parallelism.")
+@click.option("--pp", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Pipeline stages.")
+@click.option("--dp", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Attention replicas around experts.")
+@click.option("--ep", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Expert parallelism.")
 @click.option("--weights", help="Number format of the weights (default: the checkpoint's).")
 @click.option("--kv", help="Number format of the KV cache (default: the checkpoint's).")
 @click.option("--engine", default="vllm", show_default=True, help="vllm, sglang, trtllm.")

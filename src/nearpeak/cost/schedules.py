@@ -67,8 +67,3 @@ def two_shot(ranks: Array) -> Schedule:
     """An all-reduce in which each rank reads and adds its part of all vectors, then reads all parts' sums."""
     part = (ranks - 1.0) / ranks
     return Schedule(np.full_like(ranks, 2.0), 2.0 * part, part)
-
-
-def in_switch(ranks: Array) -> Schedule:
-    """An all-reduce whose sums the switch makes, as NVLink SHARP does: send the vector once, and a part's sum on."""
-    return Schedule(np.full_like(ranks, 2.0), (ranks + 1.0) / ranks, np.zeros_like(ranks))

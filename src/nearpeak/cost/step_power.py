@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.cost import memory, power
+from nearpeak.cost.engine import engine_on
 from nearpeak.cost.evidence import platform_of
 from nearpeak.cost.platform import BF16, Platform
 from nearpeak.cost.power import Load
@@ -39,18 +40,29 @@ PARTS = tuple(f.name for f in fields(Step))
 @dataclass(frozen=True)
 class Pass:
     """What one pass works on in each attention replica. ``decoding``: next tokens, after ``context`` tokens each;
-    otherwise whole prompts of ``context`` tokens, in ``chunks`` steps.
+    otherwise whole prompts of ``context`` tokens, in ``chunks`` steps. ``beside``: what decodes in each of these steps.
     """
 
     decoding: bool
     sequences: Array
     context: Array
     chunks: Array
+    beside: "Pass | None" = None
+
+    @property
+    def new(self) -> Array:
+        """Tokens of the pass itself."""
+        return self.sequences if self.decoding else self.sequences * self.context
 
     @property
     def rows(self) -> Array:
         """Tokens that go through the matrices."""
-        return self.sequences if self.decoding else self.sequences * self.context
+        return self.new if self.beside is None else self.new + self.chunks * self.beside.new
+
+    @property
+    def sampled(self) -> Array:
+        """Tokens that the head is needed for."""
+        return self.sequences if self.beside is None else self.sequences + self.chunks * self.beside.sequences
 
 
 def decode_pass(setup: Setup) -> Pass:
@@ -61,9 +73,13 @@ def decode_pass(setup: Setup) -> Pass:
 
 
 def prefill_pass(setup: Setup) -> Pass:
-    """What the steps of one prompt of a Setup work on."""
+    """What the steps of one prompt of a Setup work on; the other requests decode on where the engine mixes the two."""
     isl = np.asarray(setup.isl, float)
-    return Pass(False, np.ones(()), isl, np.ceil(isl / setup.chunk))
+    alone = Pass(False, np.ones(()), isl, np.ceil(isl / setup.chunk))
+    if setup.prefill is not None or not engine_on(setup.engine, setup.node).mixes:
+        return alone
+    others = np.maximum(np.asarray(setup.decode.batch, float) - 1, 0.0)
+    return replace(alone, beside=Pass(True, others, isl + np.asarray(setup.osl, float) / 2, np.ones(())))
 
 
 def loads(p: Platform, setup: Setup, pool: Pool, step: Step, at: Pass) -> dict[str, Load]:
@@ -127,7 +143,7 @@ def _matrices(p: Platform, setup: Setup, pool: Pool, at: Pass) -> tuple[Array, A
     head = float(model.vocab * model.hidden)
     once, tp = at.rows / at.chunks, np.asarray(pool.tp, float)
     padded = np.maximum(once, TILE / TILE_SPEED) * at.chunks
-    sampled = np.maximum(at.sequences, TILE / TILE_SPEED)
+    sampled = np.maximum(at.sampled, TILE / TILE_SPEED)
     compute, traffic = np.zeros(()), np.zeros(())
     for size, fmt, rows, times in (
         (attention, setup.attention, padded, at.chunks),
@@ -162,10 +178,13 @@ def _mixing(p: Platform, setup: Setup, pool: Pool, at: Pass) -> tuple[Array, Arr
                 continue
         seen = attended_tokens(block.mixer, at.context if at.decoding else at.context / 2)
         pairs = pairs + block.count * width * seen
-    compute = 2.0 * at.rows * pairs / tp / p.rate(np.asarray(BF16))
+    compute = 2.0 * at.new * pairs / tp / p.rate(np.asarray(BF16))
     stages = np.asarray(pool.pp, float) / unevenness(setup, pool)
-    cache = memory.kv_bytes(setup, pool, at.context) * stages * at.sequences
-    return compute, np.asarray(cache / p.device.memory_bandwidth)
+    traffic = memory.kv_bytes(setup, pool, at.context) * stages * at.sequences / p.device.memory_bandwidth
+    if at.beside is None:
+        return compute, np.asarray(traffic)
+    beside = _mixing(p, setup, pool, at.beside)
+    return compute + at.chunks * beside[0], np.asarray(traffic + at.chunks * beside[1])
 
 
 def _experts(p: Platform, setup: Setup, pool: Pool, at: Pass) -> tuple[Array, Array]:
