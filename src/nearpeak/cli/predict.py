@@ -33,10 +33,22 @@ def predict() -> None:
 @click.option("--gpu", required=True, help="Device, see `nearpeak hardware`.")
 @click.option("--isl", type=click.FloatRange(1), required=True, help="Mean tokens of a prompt.")
 @click.option("--osl", type=click.FloatRange(1), required=True, help="Mean tokens of an answer.")
-@click.option("--batch", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Requests in flight per replica.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, MOST_DEVICES),
+    default=1,
+    show_default=True,
+    help="Requests in flight per replica.",
+)
 @click.option("--tp", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Tensor parallelism.")
 @click.option("--pp", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Pipeline stages.")
-@click.option("--dp", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Attention replicas around experts.")
+@click.option(
+    "--dp",
+    type=click.IntRange(1, MOST_DEVICES),
+    default=1,
+    show_default=True,
+    help="Attention replicas around experts.",
+)
 @click.option("--ep", type=click.IntRange(1, MOST_DEVICES), default=1, show_default=True, help="Expert parallelism.")
 @click.option("--weights", help="Number format of the weights (default: the checkpoint's).")
 @click.option("--kv", help="Number format of the KV cache (default: the checkpoint's).")
