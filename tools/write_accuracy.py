@@ -7,6 +7,7 @@ Every number on the page is computed here; its prose holds none that could becom
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +156,9 @@ SERVING = """
 ## Served models
 
 Closed loops: a fixed number of requests in flight. *agg*: one pool; *disagg*: prefill and decode on workers of their
-own, whose number most of these runs do not tell.
+own, whose number most of these runs do not tell. All runs together, then by mode:
 
+{every}
 {errors}
 By engine:
 
@@ -213,6 +215,15 @@ on yours.
 """
 
 
+def served(s: Scored) -> str:
+    """The section on served models."""
+    together = replace(s, operator=np.array([str(o).partition(",")[0] for o in s.operator], object))
+    aggregated = s.where(np.array([str(o).endswith(", agg") for o in s.operator]))
+    texts = {"every": errors(together, ("operator",)), "errors": errors(s, ("operator",))}
+    texts |= {"engines": errors(s, ("operator", "engine")), "ranks": ranks(s), "coverage": coverage(aggregated)}
+    return SERVING.format(**texts)
+
+
 def page(folder: Path) -> str:
     """The page."""
     files, _ = find([folder])
@@ -221,9 +232,7 @@ def page(folder: Path) -> str:
         texts = {"means": means(s), "errors": errors(s, ("operator", "gpu")), "coverage": coverage(s)}
         parts.append(OPERATORS.format(**texts))
     if (s := scored_of(files, "serving")) is not None:
-        pooled = s.where(np.array([str(o).endswith(", agg") for o in s.operator]))
-        texts = {"errors": errors(s, ("operator",)), "engines": errors(s, ("operator", "engine"))}
-        parts.append(SERVING.format(**texts, ranks=ranks(s), coverage=coverage(pooled)))
+        parts.append(served(s))
     if (s := scored_of(files, "training")) is not None:
         parts.append(TRAINING.format(errors=errors(s, ("operator", "gpu")), coverage=coverage(s)))
     if (s := scored_of(files, "power")) is not None:
