@@ -82,6 +82,11 @@ def test_limits_that_no_card_can_have_are_refused_by_name(limit):
         power.drawn(H200, np.ones(()), limit)
 
 
+def test_a_cap_above_what_the_card_draws_is_refused():
+    with pytest.raises(UsageError, match="900 W changes nothing: h200_sxm draws at most 700 W"):
+        cap_effects(setup(), watts_limit=900.0)
+
+
 @pytest.mark.parametrize("clock", [1.01, 0.1, -1.0, float("nan")])
 def test_clocks_above_boost_or_below_the_lowest_are_refused(clock):
     with pytest.raises(UsageError, match=r"of boost is not between 0\.15 and 1"):

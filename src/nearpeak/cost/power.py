@@ -326,8 +326,8 @@ def capped(device: Device, load: Load, watts_limit: ArrayLike | None = None, clo
         watts_limit: watts, broadcast against the load. clock: over boost, between ``LOWEST_CLOCK`` and 1.
 
     Raises:
-        UsageError: a limit that the device cannot keep at its lowest clock or that is no limit, or a clock that it has
-            not.
+        UsageError: a limit above the TDP, one that the device cannot keep at its lowest clock or that is no limit, or a
+            clock that it has not.
     """
     m, low, own = model(), idle(device), float(device.tdp)
     highest = np.ones(()) if clock is None else np.asarray(clock, float)
@@ -337,7 +337,12 @@ def capped(device: Device, load: Load, watts_limit: ArrayLike | None = None, clo
             f"a clock of {highest[wrong].flat[0]:g} of boost is not between {LOWEST_CLOCK:g} and 1 (boost of "
             f"{device.name}: {device.clock / 1e6:.0f} MHz)"
         )
-    cap = np.minimum(limit_of(device, watts_limit), own)
+    cap = limit_of(device, watts_limit)
+    if (cap > own).any():
+        raise UsageError(
+            f"a power cap of {cap[cap > own].flat[0]:g} W changes nothing: {device.name} draws at most {own:g} W; "
+            "give less"
+        )
 
     def power(at: Array, start: Array) -> Array:
         squared, room = voltage(at) ** 2, m.ceiling - m.awake
