@@ -51,7 +51,7 @@ FULL = 0.95
 MOST, ENOUGH = 30_000, 50
 """Rows that the physics is fitted to (it has some fifteen constants), and those that give a format its own."""
 LOWEST, HIGHEST = 0.1, 0.9
-SOURCE = "watts by NVML during vLLM's operators on a B200 (aiconfigurator's collector, Apache-2.0)"
+SOURCE = "published measurements of vLLM's operators on a B200, watts as the card's sensor shows them"
 
 
 @dataclass(frozen=True)
