@@ -1,7 +1,7 @@
 """Predictions of rows that the fit did not see: by sites, by devices, by models left out in turn."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.calibrate.board import SEEN, Scored, joined
 from nearpeak.calibrate.samples import Sample, Table
+from nearpeak.calibrate.tables import File
 from nearpeak.cost.calibration import Calibration
 from nearpeak.cost.tables import predict_operators
 from nearpeak.errors import NearpeakError
@@ -34,6 +36,35 @@ class LeftOut:
     low: Array
     high: Array
     evidence: Column
+
+
+def by_file(
+    files: Sequence[File],
+    leave: Sequence[By] | None,
+    rows: Callable[[Table], Scored],
+    unseen: Callable[[Table, Scored, By], Scored],
+) -> tuple[Scored, list[str]]:
+    """Score tables one by one; see ``scoring.score``.
+
+    Args:
+        rows: scores a table as it is. unseen: scores it again with something left out of the fit, given the first.
+    """
+    parts: list[Scored] = []
+    notes: list[str] = []
+    for file in files:
+        table = file.table()
+        scored = rows(table)
+        parts.append(scored)
+        seen = scored.fit == SEEN
+        kinds: Sequence[By] = (("site",) if seen.any() else ()) if leave is None else leave
+        for by in kinds:
+            try:
+                part = unseen(table, scored, by)
+            except NearpeakError as error:
+                notes.append(f"{file.name}: {error}")
+                continue
+            parts.append(part.where(seen) if leave is None else part)
+    return joined(parts), notes
 
 
 def with_intervals(

@@ -299,11 +299,7 @@ def fit_table(op: str, files: Sequence[File], base: str) -> Fitted:
             for gpu in np.unique(sample.gpu):
                 mine = sample.where(sample.gpu == gpu)
                 sources.setdefault(str(gpu), []).append((mine, identity))
-            known_rows = np.full(sample.rows, False)
-            for gpu in np.unique(sample.gpu):
-                here = sample.gpu == gpu
-                known_rows[here] = known.seen("operators", op, str(gpu), sample.site[here])
-            seen.setdefault(name, []).append(known_rows)
+            seen.setdefault(name, []).append(known.seen("operators", op, sample.gpu, sample.site))
     fitted: dict[str, OperatorCalibration] = {}
     changes: list[Change] = []
     for name, samples in parts.items():

@@ -91,10 +91,7 @@ def _rows(table: Table, op: str, known: About) -> tuple[Scored, dict[str, Sample
         samples[name] = sample = whole.where(np.isfinite(measured[whole.row]))
         operator[whole.row] = name
         ideal[sample.row] = np.maximum(sample.compute, sample.traffic)
-        for one in np.unique(sample.gpu):
-            here = sample.gpu == one
-            seen = known.seen("operators", op, str(one), sample.site[here])
-            fit[sample.row[here][seen]] = SEEN
+        fit[sample.row[known.seen("operators", op, sample.gpu, sample.site)]] = SEEN
     reason = np.where((told["error"] == "") & ~np.isfinite(measured), "seconds is no time above 0", told["error"])
     seconds, low, high = (np.asarray(told.get(f"seconds{side}", nothing), float) for side in ("", "_low", "_high"))
     rows = (gpu, operator, engine, told["evidence"], fit, measured, seconds, low, high, ideal)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nearpeak.calibrate.board import LABELS, NEW, SEEN, Scored, joined
+from nearpeak.calibrate.board import LABELS, NEW, SEEN, Scored
 from nearpeak.calibrate.cells import blank, devices, length, positive, text
-from nearpeak.calibrate.left_out import FOLDS, By, with_intervals
+from nearpeak.calibrate.left_out import FOLDS, By, by_file, with_intervals
 from nearpeak.calibrate.samples import SITES, Table, sampled, site_numbers
 from nearpeak.calibrate.store import about
 from nearpeak.calibrate.tables import File
@@ -23,22 +23,7 @@ RUN = ("table", *dict.fromkeys(name for names in SITES.values() for name in name
 
 def power(files: Sequence[File], leave: Sequence[By] | None) -> tuple[Scored, list[str]]:
     """Watts of every row of tables of power; see ``scoring.score``."""
-    parts: list[Scored] = []
-    notes: list[str] = []
-    for file in files:
-        table = file.table()
-        scored = _rows(table)
-        parts.append(scored)
-        seen = scored.fit == SEEN
-        kinds: Sequence[By] = (("site",) if seen.any() else ()) if leave is None else leave
-        for by in kinds:
-            try:
-                part = _left_out(table, scored, by)
-            except NearpeakError as error:
-                notes.append(f"{file.name}: {error}")
-                continue
-            parts.append(part.where(seen) if leave is None else part)
-    return joined(parts), notes
+    return by_file(files, leave, _rows, _left_out)
 
 
 def _rows(table: Table) -> Scored:
@@ -58,9 +43,7 @@ def _rows(table: Table) -> Scored:
                 busy[rows[sample.row]] = ideal / np.asarray(told["seconds"], float)[rows[sample.row]]
     except NearpeakError as error:
         told = {"error": blank(count, str(error)), "evidence": blank(count)}
-    for one in np.unique(gpu.astype(str)):
-        here = np.flatnonzero(gpu == one)
-        fit[here[about(in_use()).seen("power", "", str(one), keys[here])]] = SEEN
+    fit[about(in_use()).seen("power", "", gpu, keys)] = SEEN
     measured = positive(table["watts"])
     reason = np.where((told["error"] == "") & ~np.isfinite(measured), "watts are no number above 0", told["error"])
     watts, low, high = (np.asarray(told.get(f"watts{side}", nothing), float) for side in ("", "_low", "_high"))

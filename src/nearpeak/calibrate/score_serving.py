@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nearpeak.calibrate.board import LABELS, NEW, SEEN, Scored, joined
 from nearpeak.calibrate.cells import blank, devices, length, positive, text
-from nearpeak.calibrate.left_out import By, with_intervals
+from nearpeak.calibrate.left_out import By, by_file, with_intervals
 from nearpeak.calibrate.roofline import at_the_roofline
 from nearpeak.calibrate.samples import Table, site_numbers
 from nearpeak.calibrate.store import About, about
@@ -33,29 +33,22 @@ FIGURES = ("tpot", "ttft", "latency")
 
 def serving(files: Sequence[File], leave: Sequence[By] | None) -> tuple[Scored, list[str]]:
     """Three rows for each run of a table; see ``scoring.score``. A site is a configuration."""
-    known = about(in_use())
-    parts: list[Scored] = []
-    notes: list[str] = []
-    for file in files:
-        table = file.table()
-        with TemporaryDirectory() as folder, at_the_roofline(Path(folder)):
-            ideal = _answers(table)
-        scored = _runs(table, _answers(table), ideal, known)
-        parts.append(scored)
-        seen = scored.fit == SEEN
-        kinds: Sequence[By] = (("site",) if seen.any() else ()) if leave is None else leave
-        for by in kinds:
-            try:
-                out = _left_out(table, scored, by)
-            except NearpeakError as error:
-                notes.append(f"{file.name}: {error}")
-                continue
-            part = _runs(table, out, ideal, known, "configuration left out" if by == "site" else LABELS[by])
-            parts.append(part.where(seen) if leave is None else part)
-    return joined(parts), notes
+    return by_file(files, leave, _rows, _left_out)
 
 
-def _left_out(table: Table, scored: Scored, by: By) -> Mapping[str, Any]:
+def _rows(table: Table) -> Scored:
+    with TemporaryDirectory() as folder, at_the_roofline(Path(folder)):
+        ideal = _answers(table)
+    return _runs(table, _answers(table), ideal, about(in_use()))
+
+
+def _left_out(table: Table, scored: Scored, by: By) -> Scored:
+    ideal = dict(zip(FIGURES, scored.ideal.reshape(len(FIGURES), length(table)), strict=True))
+    label = "configuration left out" if by == "site" else LABELS[by]
+    return _runs(table, _unseen(table, scored, by), ideal, about(in_use()), label)
+
+
+def _unseen(table: Table, scored: Scored, by: By) -> Mapping[str, Any]:
     """Columns like an answer's, of runs whose configuration, model or device was left out of the fit.
 
     Runs that the calibration in use has no answer for take no part.
@@ -93,9 +86,8 @@ def _runs(table: Table, told: Mapping[str, Any], ideal: Mapping[str, Any], known
     gpu, mode = devices(table), text(table, "mode", "agg")
     keys, cell = site_numbers(table, RUN), site_numbers(table, CELL)
     fit = blank(count, label or NEW)
-    for one in () if label else np.unique(gpu.astype(str)):
-        here = gpu == one
-        fit[np.flatnonzero(here)[known.seen("serving", "", str(one), keys[here])]] = SEEN
+    if not label:
+        fit[known.seen("serving", "", gpu, keys)] = SEEN
     osl = np.asarray(table["osl"], float) if "osl" in table else np.full(count, np.nan)
     parts = []
     for figure in FIGURES:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nearpeak.calibrate.board import NEW, SEEN, Scored, joined
+from nearpeak.calibrate.board import NEW, SEEN, Scored
 from nearpeak.calibrate.cells import blank, devices, length, positive
-from nearpeak.calibrate.left_out import By, with_intervals
+from nearpeak.calibrate.left_out import By, by_file, with_intervals
 from nearpeak.calibrate.samples import Table, site_numbers
 from nearpeak.calibrate.store import about
 from nearpeak.calibrate.tables import ITERATION, File
@@ -30,22 +30,7 @@ GROUPING: dict[By, str] = {"site": "layout", "model": "model"}
 
 def training(files: Sequence[File], leave: Sequence[By] | None) -> tuple[Scored, list[str]]:
     """Rows of tables of iterations; see ``scoring.score``."""
-    parts: list[Scored] = []
-    notes: list[str] = []
-    for file in files:
-        table = file.table()
-        scored = _rows(table)
-        parts.append(scored)
-        seen = scored.fit == SEEN
-        kinds: Sequence[By] = (("site",) if seen.any() else ()) if leave is None else leave
-        for by in kinds:
-            try:
-                part = _left_out(table, scored, by)
-            except NearpeakError as error:
-                notes.append(f"{file.name}: {error}")
-                continue
-            parts.append(part.where(seen) if leave is None else part)
-    return joined(parts), notes
+    return by_file(files, leave, _rows, _left_out)
 
 
 def _rows(table: Table) -> Scored:
@@ -58,9 +43,7 @@ def _rows(table: Table) -> Scored:
         told = {"error": blank(count, str(error))}
     ideal = _roofline(table)
     keys, fit = site_numbers(table, RUN), blank(count, NEW)
-    for one in np.unique(gpu.astype(str)):
-        here = np.flatnonzero(gpu == one)
-        fit[here[about(in_use()).seen("training", "", str(one), keys[here])]] = SEEN
+    fit[about(in_use()).seen("training", "", gpu, keys)] = SEEN
     seconds, low, high = (np.asarray(told.get(f"seconds{side}", nothing), float) for side in ("", "_low", "_high"))
     evidence = np.asarray(told.get("evidence", blank(count)), object)
     names = (gpu, blank(count, "training iteration"), blank(count, ENGINE), evidence, fit)

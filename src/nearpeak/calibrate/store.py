@@ -53,10 +53,14 @@ class About(msgspec.Struct, frozen=True):
         """``NAME@VERSION``."""
         return f"{self.name}@{self.version}"
 
-    def seen(self, kind: str, op: str, gpu: str, keys: Keys) -> NDArray[np.bool_]:
-        """Which rows are in the measurements behind the calibration, by their sites or runs ``[rows]``."""
-        known = [np.frombuffer(s.keys, np.uint32) for s in self.sources if (s.kind, s.op, s.gpu) == (kind, op, gpu)]
-        return np.isin(keys.astype(np.uint32), np.concatenate(known)) if known else np.full(keys.shape, False)
+    def seen(self, kind: str, op: str, gpus: NDArray[Any], keys: Keys) -> NDArray[np.bool_]:
+        """Which rows are in the measurements behind the calibration, by their devices and their sites or runs."""
+        found = np.full(keys.shape, False)
+        for source in self.sources:
+            if (source.kind, source.op) == (kind, op):
+                here = gpus == source.gpu
+                found[here] |= np.isin(keys[here].astype(np.uint32), np.frombuffer(source.keys, np.uint32))
+        return found
 
 
 def packed(keys: Keys) -> bytes:
