@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.bounds import passes
 from nearpeak.bounds.topic import GPU, Explanation, Option, Table, Topic, names, numbers, require_positive
+from nearpeak.cost.attention import STATE_BYTES
 from nearpeak.errors import UsageError
 from nearpeak.workload import (
     Architecture,
@@ -28,6 +29,7 @@ from nearpeak.workload import (
     LinearAttention,
     Mixer,
     attended_tokens,
+    head_width,
     kv_elements,
     read,
     state_elements,
@@ -104,7 +106,7 @@ def cost(
             flop, elements = _step(layer.mixer, made, *wide)
             attention = attention + layer.count * tokens * flop.mean(-1)
             entries = entries + layer.count * tokens * elements.mean(-1)
-    states = 2.0 * sum(b.count * state_elements(b.mixer) for b in model.blocks if b.mixer) * passes.STATE_BYTES
+    states = 2.0 * sum(b.count * state_elements(b.mixer) for b in model.blocks if b.mixer) * STATE_BYTES
     met = passes.met_parameters(model, n * np.maximum(shared, 1.0)) * np.asarray(weight)
     return Cost(
         prefill=passes.prefill_matrix_flop(model, p) + passes.prefill_attention_flop(model, p),
@@ -128,7 +130,7 @@ def _step(mixer: Mixer, made: Array, prompt: Array, trials: Array, budget: Array
     chosen = np.minimum(trials * taken, prompt + trials * made) if mixer.indexer else union
     entries = np.where(choosing, np.minimum(trials * taken, union), chosen)
     blocks = np.where(choosing, union / block, 0.0)
-    width, cached = passes.head_width(mixer, decoding=True), kv_elements(mixer)
+    width, cached = head_width(mixer, decoding=True), kv_elements(mixer)
     keys = cached / 2 if isinstance(mixer, Attention) else cached
     scored = np.where(choosing, trials * seen / block, 0.0) * width / 2
     flop = 2.0 * mixer.heads * (trials * taken * width + scored)

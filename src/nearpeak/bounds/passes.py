@@ -6,15 +6,14 @@ Counts are of one sequence and of the whole model, before any cut over devices. 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nearpeak.cost.attention import STATE_BYTES
 from nearpeak.workload import (
     Architecture,
-    Attention,
-    CompressedAttention,
     Experts,
-    LatentAttention,
     LinearAttention,
     attended_tokens,
     expert_linears,
+    head_width,
     kv_elements,
     parameters,
     sequence_elements,
@@ -22,8 +21,6 @@ from nearpeak.workload import (
 )
 
 Array = NDArray[np.float64]
-STATE_BYTES = 4.0
-"""Recurrent states are kept in 32 bits."""
 POSITIONS = (np.arange(512) + 0.5) / 512
 """Where along a prompt the tokens that a query sees are counted; what grows linearly is summed exactly."""
 
@@ -100,15 +97,3 @@ def cache_read(model: Architecture, context: ArrayLike, element: ArrayLike = 2.0
 
 def _states(model: Architecture) -> float:
     return float(sum(b.count * state_elements(b.mixer) for b in model.blocks if b.mixer is not None))
-
-
-def head_width(mixer: Attention | LatentAttention | CompressedAttention, decoding: bool) -> float:
-    """Elements of a head's product with a key, and of its sum over values; latent attention decodes absorbed."""
-    match mixer:
-        case Attention():
-            return mixer.head_dim + mixer.v_head_dim
-        case LatentAttention():
-            unfolded = mixer.nope_dim + mixer.rope_dim + mixer.v_dim
-            return 2 * mixer.kv_rank + mixer.rope_dim if decoding else unfolded
-        case CompressedAttention():
-            return 2 * mixer.head_dim

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.cost.attention import STATE_BYTES
 from nearpeak.cost.step import unevenness
 from nearpeak.formats import BYTES
 from nearpeak.setup import Pool, Setup
@@ -24,7 +25,6 @@ from nearpeak.workload import (
 
 Array = NDArray[np.float64]
 BF16_BYTES = 2.0
-STATE_BYTES = 4.0
 RESERVED = 0.10
 """Share of a device's memory that vLLM and SGLang leave alone by default (``gpu_memory_utilization`` 0.9,
 ``mem_fraction_static`` near 0.9): contexts, communication buffers and fragmentation live there."""

@@ -20,14 +20,13 @@ from nearpeak.cost.step import ACTIVATION, NORM_TRAFFIC, Step, unevenness
 from nearpeak.formats import BYTES
 from nearpeak.setup import Pool, Setup
 from nearpeak.workload import (
-    Attention,
-    CompressedAttention,
     Dense,
     Experts,
-    LatentAttention,
     Linear,
+    LinearAttention,
     attended_tokens,
     ffn_linears,
+    head_width,
     mixer_linears,
 )
 
@@ -165,19 +164,11 @@ def _mixing(p: Platform, setup: Setup, pool: Pool, at: Pass) -> tuple[Array, Arr
     model, tp = setup.model, np.asarray(pool.tp, float)
     pairs: Array = np.zeros(())
     for block in model.blocks:
-        match block.mixer:
-            case Attention() as mixer:
-                width = mixer.heads * (mixer.head_dim + mixer.v_head_dim)
-            case LatentAttention() as mixer if at.decoding:
-                width = mixer.heads * (2 * mixer.kv_rank + mixer.rope_dim)
-            case LatentAttention() as mixer:
-                width = mixer.heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
-            case CompressedAttention() as mixer:
-                width = 2 * mixer.heads * mixer.head_dim
-            case _:
-                continue
-        seen = attended_tokens(block.mixer, at.context if at.decoding else at.context / 2)
-        pairs = pairs + block.count * width * seen
+        mixer = block.mixer
+        if mixer is None or isinstance(mixer, LinearAttention):
+            continue
+        seen = attended_tokens(mixer, at.context if at.decoding else at.context / 2)
+        pairs = pairs + block.count * mixer.heads * head_width(mixer, at.decoding) * seen
     compute = 2.0 * at.new * pairs / tp / p.rate(np.asarray(BF16))
     stages = np.asarray(pool.pp, float) / unevenness(setup, pool)
     traffic = memory.kv_bytes(setup, pool, at.context) * stages * at.sequences / p.device.memory_bandwidth

@@ -12,14 +12,12 @@ import numpy as np
 
 from nearpeak.formats import ACTIVATION_BYTES, BYTES, FORMATS, code
 from nearpeak.workload import (
-    Attention,
-    CompressedAttention,
     Experts,
-    LatentAttention,
     LinearAttention,
     attended_tokens,
     expert_linears,
     ffn_linears,
+    head_width,
     kv_elements_per_device,
     mixer_linears,
     state_elements,
@@ -177,25 +175,13 @@ def _mixer(mixer: "Mixer", at: _Pass, stored: int) -> tuple[float, float]:
         state = state_elements(mixer) / tp
         return 6 * at.rows * mixer.v_heads * mixer.k_dim * mixer.v_dim / tp, 2 * at.sequences * state * 2.0
     heads = max(1.0, mixer.heads / tp)
-    score, value = _widths(mixer, at.decoding)
+    width = head_width(mixer, at.decoding)
     if at.decoding:
         seen = float(attended_tokens(mixer, at.context))
         read = float(kv_elements_per_device(mixer, tp) * BYTES[stored])
     else:
         at_each = attended_tokens(mixer, np.linspace(1.0, at.context, POSITIONS))
         seen, read = float(at_each.mean()), 0.0
-    queries = at.rows * heads * (score + value) * 2.0
+    queries = at.rows * heads * width * 2.0
     written = 0.0 if at.decoding else at.rows * float(kv_elements_per_device(mixer, tp) * BYTES[stored])
-    return 2 * at.rows * seen * heads * (score + value), at.sequences * seen * read + queries + written
-
-
-def _widths(mixer: Attention | LatentAttention | CompressedAttention, decoding: bool) -> tuple[float, float]:
-    """Elements of a head's product with a key, and of its sum over values."""
-    match mixer:
-        case Attention():
-            return mixer.head_dim, mixer.v_head_dim
-        case LatentAttention():
-            latent = (mixer.kv_rank + mixer.rope_dim, mixer.kv_rank)
-            return latent if decoding else (mixer.nope_dim + mixer.rope_dim, mixer.v_dim)
-        case CompressedAttention():
-            return mixer.head_dim, mixer.head_dim
+    return 2 * at.rows * seen * heads * width, at.sequences * seen * read + queries + written

@@ -91,6 +91,18 @@ def attended_tokens(mixer: Mixer, context: ArrayLike) -> NDArray[np.float64]:
             return np.zeros_like(context)
 
 
+def head_width(mixer: Attention | LatentAttention | CompressedAttention, decoding: bool) -> int:
+    """Elements of a head's product with a key, and of its sum over values; latent attention decodes absorbed."""
+    match mixer:
+        case Attention():
+            return mixer.head_dim + mixer.v_head_dim
+        case LatentAttention():
+            unfolded = mixer.nope_dim + mixer.rope_dim + mixer.v_dim
+            return 2 * mixer.kv_rank + mixer.rope_dim if decoding else unfolded
+        case CompressedAttention():
+            return 2 * mixer.head_dim
+
+
 def state_elements(mixer: Mixer) -> int:
     """Elements of a recurrent state per sequence and layer: the matrix of each head and the convolution's inputs."""
     if not isinstance(mixer, LinearAttention):
