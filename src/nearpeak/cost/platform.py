@@ -8,12 +8,15 @@ is of its maker and kind of memory), or *datasheet* (a device like none that was
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.cost.calibration import Array, Calibration, Entry, Kernel, blend, correction, current, join, kernel
+from nearpeak.cost.calibration import Array, Calibration, Entry, Kernel, blend, correction, join, kernel, stored
+from nearpeak.cost.stored import in_use
 from nearpeak.errors import UsageError
 from nearpeak.formats import FORMATS, Format, code
 from nearpeak.hardware import Device, Link, MemoryLevel
@@ -147,9 +150,22 @@ def platform(
 ) -> Platform:
     """Resolve a device under an engine. ``link``: to its peers in a node, None for a device alone.
 
+    Under the calibration in use the same device gives the same platform, with the constants that it has found so far.
+
     Raises:
         UsageError: the datasheet has no rate at which the device multiplies bf16, or anything that bf16 widens to.
     """
+    if calibration is None:
+        return _in_use(device, link, engine, in_use())
+    return _resolved(device, link, engine, calibration)
+
+
+@lru_cache(maxsize=128)
+def _in_use(device: Device, link: Link | None, engine: str, folder: Path | None) -> Platform:
+    return _resolved(device, link, engine, stored(folder))
+
+
+def _resolved(device: Device, link: Link | None, engine: str, calibration: Calibration) -> Platform:
     rates, native = np.full(len(FORMATS), np.nan), np.zeros(len(FORMATS), bool)
     for i, fmt in enumerate(FORMATS):
         key: str | None = fmt.rate
@@ -160,7 +176,7 @@ def platform(
             rates[i] = device.rates[key]
     if np.isnan(rates[BF16]):
         raise UsageError(f"device {device.name!r} has no rate for bf16; it has {', '.join(device.rates)}")
-    return Platform(device, link, engine, calibration or current(), rates, native)
+    return Platform(device, link, engine, calibration, rates, native)
 
 
 def real(x: ArrayLike) -> Array:
