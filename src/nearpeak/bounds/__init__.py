@@ -5,7 +5,7 @@ One module a subject: functions over arrays with their formula and paper, then a
 (``plan``) and no events (``simulate``).
 """
 
-from nearpeak.bounds.topic import GPU, MODEL, REQUIRED, Explanation, Option, Table, Topic, numbers, require_positive
+from nearpeak.topic import GPU, MODEL, REQUIRED, Explanation, Option, Table, Topic, numbers, require_positive, topics_of
 
 __all__ = [
     "GPU",
@@ -36,7 +36,4 @@ _MODULES: tuple[str, ...] = (
 
 def topics() -> dict[str, Topic]:
     """Every topic by its name, in alphabetical order. Modules are imported here, so that the room costs nothing."""
-    from importlib import import_module
-
-    found: list[Topic] = [import_module(f"{__name__}.{module}").TOPIC for module in _MODULES]
-    return {topic.name: topic for topic in sorted(found, key=lambda t: t.name)}
+    return topics_of(__name__, _MODULES)

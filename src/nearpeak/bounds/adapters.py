@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.bounds.topic import require_positive
 from nearpeak.errors import UnknownName, UsageError
+from nearpeak.topic import require_positive
 from nearpeak.workload import Architecture, Attention, Block, Dense, parameters
 
 Array = NDArray[np.float64]

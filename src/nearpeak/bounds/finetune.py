@@ -24,7 +24,6 @@ from nearpeak.bounds.adapters import (
     parts,
     shape,
 )
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, numbers, require_positive
 from nearpeak.cost import Platform, platform, power
 from nearpeak.cost.engine import engine_on
 from nearpeak.cost.operators import attention_prefill, elementwise, gemm
@@ -32,6 +31,7 @@ from nearpeak.cost.platform import Work
 from nearpeak.errors import UsageError
 from nearpeak.formats import code
 from nearpeak.hardware import Node, link, node_of
+from nearpeak.topic import GPU, MODEL, Explanation, Option, Table, Topic, numbers, require_positive
 from nearpeak.workload import Block, parameters, read
 
 __all__ = [

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, numbers, require_positive
 from nearpeak.cost import power
 from nearpeak.cost.money import GRID_CARBON
 from nearpeak.cost.platform import BF16, Work
 from nearpeak.errors import NearpeakError, UsageError
 from nearpeak.hardware import Device, Node, link, node_of
+from nearpeak.topic import GPU, MODEL, Explanation, Option, Table, Topic, numbers, require_positive
 from nearpeak.workload import parameters, read
 
 Array = NDArray[np.float64]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, require_positive
 from nearpeak.cost import platform
 from nearpeak.errors import UsageError
 from nearpeak.formats import BYTES, code
 from nearpeak.hardware import Node, link, node_of
+from nearpeak.topic import GPU, MODEL, Explanation, Option, Table, Topic, require_positive
 from nearpeak.workload import (
     Architecture,
     Attention,

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.bounds import passes
-from nearpeak.bounds.topic import GPU, Explanation, Option, Table, Topic, names, numbers, require_positive
 from nearpeak.cost.attention import STATE_BYTES
 from nearpeak.errors import UsageError
+from nearpeak.topic import GPU, Explanation, Option, Table, Topic, names, numbers, require_positive
 from nearpeak.workload import (
     Architecture,
     Attention,

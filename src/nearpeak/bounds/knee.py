@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.bounds import passes
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, require_positive
 from nearpeak.cost import ledger, platform_of, predict
 from nearpeak.cost.engine import engine
 from nearpeak.cost.memory import CONTEXT
@@ -26,6 +25,7 @@ from nearpeak.cost.operators import STREAMED
 from nearpeak.errors import UsageError
 from nearpeak.formats import BYTES
 from nearpeak.setup import Setup
+from nearpeak.topic import GPU, MODEL, Explanation, Option, Table, Topic, require_positive
 from nearpeak.workload import Architecture
 
 Array = NDArray[np.float64]
@@ -176,7 +176,7 @@ def advise(setup: Setup, gain: float = 0.1) -> Advice:
 def _explain(
     model: str, gpu: str, devices: int, isl: float, osl: float, gain: float, kv: str, weights: str, engine: str
 ) -> Explanation:
-    from nearpeak.bounds.case import setup
+    from nearpeak.case import setup
     from nearpeak.formats import code
 
     require_positive(isl=isl, osl=osl)

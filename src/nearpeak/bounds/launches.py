@@ -17,12 +17,12 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, require_positive
 from nearpeak.cost import platform, prefill
 from nearpeak.cost.engine import engine_on
 from nearpeak.errors import UsageError
 from nearpeak.hardware import Node, device, node_of
 from nearpeak.setup import Pool, Setup
+from nearpeak.topic import GPU, MODEL, Explanation, Option, Table, Topic, require_positive
 from nearpeak.workload import Architecture, read
 
 Array = NDArray[np.float64]

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.bounds import passes
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, numbers, require_positive
 from nearpeak.errors import UsageError
+from nearpeak.topic import GPU, MODEL, Explanation, Option, Table, Topic, numbers, require_positive
 from nearpeak.workload import Architecture, parameters
 
 Array = NDArray[np.float64]
@@ -161,7 +161,7 @@ def gains(
 def _explain(
     model: str, gpu: str, devices: int, context: tuple[float, ...], batch: float, kv: str, weights: str, ratio: float
 ) -> Explanation:
-    from nearpeak.bounds.case import setup
+    from nearpeak.case import setup
     from nearpeak.cost import decode, platform_of, prefill
     from nearpeak.formats import code, named
     from nearpeak.hardware import link

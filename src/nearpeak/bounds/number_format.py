@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.bounds.topic import GPU, MODEL, Explanation, Option, Table, Topic, names, require_positive
 from nearpeak.cost import largest_batch, platform_of, predict
 from nearpeak.cost.engine import engine_on
 from nearpeak.cost.operators import STREAMED, elementwise
@@ -30,6 +29,7 @@ from nearpeak.formats import code, named
 from nearpeak.hardware import Device
 from nearpeak.setup import Setup
 from nearpeak.techniques import Quality, technique
+from nearpeak.topic import GPU, MODEL, Explanation, Option, Table, Topic, names, require_positive
 from nearpeak.workload import Architecture, Experts, expert_linears, ffn_linears, mixer_linears
 
 Array = NDArray[np.float64]
@@ -251,7 +251,7 @@ def quality(scheme: Scheme) -> Quality | None:
 def _explain(
     model: str, gpu: str, devices: int, isl: float, osl: float, engine: str, accuracy: float, formats: tuple[str, ...]
 ) -> Explanation:
-    from nearpeak.bounds.case import setup
+    from nearpeak.case import setup
 
     require_positive(isl=isl, osl=osl)
     own = setup(model, gpu, devices, isl, osl, engine)

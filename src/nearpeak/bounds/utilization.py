@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nearpeak.bounds.topic import Explanation, Option, Table, Topic, require_positive
 from nearpeak.cost import Platform, platform
 from nearpeak.cost.operators import elementwise, gemm_work
 from nearpeak.cost.platform import seconds
 from nearpeak.errors import UnknownName, UsageError
 from nearpeak.formats import BYTES, code
 from nearpeak.hardware import Device, device, here
+from nearpeak.topic import Explanation, Option, Table, Topic, require_positive
 
 Array = NDArray[np.float64]
 

@@ -31,6 +31,8 @@ for _command in (
     calibrate.calibrate,
     accuracy.accuracy,
     explain.explain,
+    explain.fleet,
+    explain.live,
     catalogues.models,
     catalogues.hardware,
     catalogues.techniques,

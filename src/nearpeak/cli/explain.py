@@ -1,40 +1,35 @@
-"""``nearpeak explain``: closed forms and bounds, with the numbers of one's own case."""
+"""``nearpeak explain``, ``fleet`` and ``live``: topics with the numbers of one's own case."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from nearpeak.cli.arguments import json_option, print_json
+from nearpeak.cli.arguments import json_option
+from nearpeak.cli.topics import Topics, print_topics
 
 if TYPE_CHECKING:
-    from nearpeak.bounds import Option, Topic
+    from nearpeak.topic import Topic
 
 
-class Topics(click.Group):
-    """One command a topic, made when it is asked for."""
+def _bounds() -> "dict[str, Topic]":
+    from nearpeak.bounds import topics
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the topics."""
-        from nearpeak.bounds import topics
-
-        return list(topics())
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        """The command of a topic.
-
-        Raises:
-            UnknownName: there is no such topic.
-        """
-        from nearpeak.bounds import topics
-        from nearpeak.errors import UnknownName
-
-        known = topics()
-        if name not in known:
-            raise UnknownName("topic", name, known)
-        return _command(known[name])
+    return topics()
 
 
-@click.group(cls=Topics, invoke_without_command=True, short_help="What bounds a case, in closed form.")
+def _fleet() -> "dict[str, Topic]":
+    from nearpeak.fleet import topics
+
+    return topics()
+
+
+def _live() -> "dict[str, Topic]":
+    from nearpeak.decode import topics
+
+    return topics()
+
+
+@click.group(cls=Topics, found=_bounds, short_help="What bounds a case, in closed form.")
 @json_option
 @click.pass_context
 def explain(ctx: click.Context, as_json: bool) -> None:
@@ -45,49 +40,31 @@ def explain(ctx: click.Context, as_json: bool) -> None:
       nearpeak explain
       nearpeak explain long-context --model Qwen/Qwen3-32B --gpu h200
     """
-    if ctx.invoked_subcommand is not None:
-        return
-    from nearpeak.bounds import topics
-
-    rows = [{"topic": t.name, "what": t.title, "paper": t.paper} for t in topics().values()]
-    if as_json:
-        print_json(rows)
-        return
-    from nearpeak.report import print_table
-
-    print_table(rows)
+    if ctx.invoked_subcommand is None:
+        print_topics(_bounds(), as_json)
 
 
-def _command(topic: "Topic") -> click.Command:
-    def answer(as_json: bool, **given: Any) -> None:  # noqa: ANN401 (options are of many types)
-        found = topic.explain(**given)
-        if as_json:
-            print_json(
-                {"figures": found.figures, "tables": {t.title: t.rows for t in found.tables}, "says": found.says}
-            )
-            return
-        from nearpeak.report import print_explanation
+@click.group(cls=Topics, found=_fleet, short_help="Which devices, and how they share work, power and memory.")
+@json_option
+@click.pass_context
+def fleet(ctx: click.Context, as_json: bool) -> None:
+    """List the topics, or answer one for your own fleet.
 
-        print_explanation(topic, found)
-
-    about = f"{topic.title}\n\n{topic.paper}\n\n\b\nExample:\n  nearpeak explain {topic.name} {topic.example}"
-    options: list[click.Parameter] = [_option(option) for option in topic.options]
-    command = click.Command(topic.name, callback=answer, params=options, help=about, short_help=topic.title)
-    return json_option(command)
+    \b
+    Examples:
+      nearpeak fleet
+      nearpeak fleet mix --model meta-llama/Meta-Llama-3.1-8B --gpus l4,a100_sxm,h100
+    """
+    if ctx.invoked_subcommand is None:
+        print_topics(_fleet(), as_json)
 
 
-def _option(option: "Option") -> click.Option:
-    from nearpeak.bounds import REQUIRED
-
-    flag = f"--{option.name.replace('_', '-')}"
-    if option.type is bool:
-        return click.Option([flag, option.name], is_flag=True, help=option.help, default=option.default)
-    if option.default is REQUIRED:
-        return click.Option([flag, option.name], type=option.type, help=option.help, required=True)
-    default = (
-        ",".join(f"{v:g}" if isinstance(v, float) else v for v in option.default)
-        if isinstance(option.default, tuple)
-        else option.default
-    )
-    named: dict[str, Any] = {"type": option.type, "help": option.help, "default": default}
-    return click.Option([flag, option.name], show_default=default is not None, **named)
+@click.group(
+    cls=Topics, found=_live, short_help="Serving techniques run on a real model here, beside their prediction."
+)
+@json_option
+@click.pass_context
+def live(ctx: click.Context, as_json: bool) -> None:
+    """List what can be run, or run one. Needs the extra ``nearpeak[torch]``."""
+    if ctx.invoked_subcommand is None:
+        print_topics(_live(), as_json)

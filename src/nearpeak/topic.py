@@ -1,4 +1,6 @@
-"""What `nearpeak explain` asks and answers: a topic with its options, and figures, tables and sentences in return."""
+"""What `nearpeak explain`, `simulate` and `fleet` ask and answer: a topic with its options, and figures, tables and
+sentences in return.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -111,3 +113,12 @@ def require_positive(**values: ArrayLike) -> None:
 
 MODEL = Option("model", str, "A bundled model's id, a folder, or a config.json.")
 GPU = Option("gpu", str, "A device of the catalogue (nearpeak hardware lists them).")
+
+
+def topics_of(room: str, modules: tuple[str, ...]) -> dict[str, Topic]:
+    """The topics that modules of a room hold as ``TOPIC``, by name in alphabetical order. They are imported now."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    found: list[Topic] = [import_module(f"{room}.{m}").TOPIC for m in modules if find_spec(f"{room}.{m}")]
+    return {topic.name: topic for topic in sorted(found, key=lambda t: t.name)}
