@@ -60,7 +60,7 @@ def fleet(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.group(
-    cls=Topics, found=_live, short_help="Serving techniques run on a real model here, beside their prediction."
+    cls=Topics, found=_live, short_help="Serving techniques on a real model here."
 )
 @json_option
 @click.pass_context

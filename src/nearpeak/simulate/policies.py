@@ -1,4 +1,4 @@
-"""Policies of a serving engine: what of the waiting prompts a step takes, and whether the running requests decode in it.
+"""Policies of a serving engine: what of the waiting prompts a step takes, and whether running requests decode in it.
 
 A policy is a small function over counts and arrays. The simulator's compiled loop and the live engine of
 ``nearpeak.decode`` call the same ones. They know nothing of time or memory: the engine offers the prompts that it has
@@ -7,9 +7,9 @@ room for, in the order in which they are to be served, and the policy says how m
     policy(decoding, left, started, budget, tile, take) -> decodes
 
 ``decoding``: tokens that the running requests would put into the step. ``left``: tokens of each prompt that are still
-to be prefilled, ``[prompts]``, those of the first ``started`` begun before. ``budget``: most tokens of a step. ``tile``:
-tokens that kernels work on at a time. ``take``: where it writes the tokens of each prompt, ``[prompts]``. It returns
-whether the running requests decode in this step; where it returns False and takes nothing, the engine rests.
+to be prefilled, ``[prompts]``, those of the first ``started`` begun before. ``budget``: most tokens of a step.
+``tile``: tokens that kernels work on at a time. ``take``: where it writes the tokens of each prompt, ``[prompts]``.
+It returns whether the running requests decode in this step; where it returns False and takes nothing, the engine rests.
 """
 
 from collections.abc import Callable
