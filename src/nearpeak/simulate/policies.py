@@ -17,16 +17,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nearpeak.errors import UnknownName, UsageError
+from nearpeak.simulate.compiled import compiled
 
 Tokens = NDArray[np.int64]
 Rule = Callable[[int, Tokens, int, int, int, Tokens], bool]
 
 
-@njit(cache=True)
+@compiled
 def stall_free(decoding: int, left: Tokens, started: int, budget: int, tile: int, take: Tokens) -> bool:
     """All running requests decode; what the budget leaves goes to begun prompts, then to new ones, in parts.
 
@@ -40,7 +40,7 @@ def stall_free(decoding: int, left: Tokens, started: int, budget: int, tile: int
     return True
 
 
-@njit(cache=True)
+@compiled
 def piggyback(decoding: int, left: Tokens, started: int, budget: int, tile: int, take: Tokens) -> bool:
     """A part of one prompt, and all running requests on its back; together they fill whole tiles.
 
@@ -53,7 +53,7 @@ def piggyback(decoding: int, left: Tokens, started: int, budget: int, tile: int,
     return True
 
 
-@njit(cache=True)
+@compiled
 def prefill_first(decoding: int, left: Tokens, started: int, budget: int, tile: int, take: Tokens) -> bool:
     """Whole prompts before everything, as many as the budget holds and at least one; the others pause meanwhile.
 
@@ -67,7 +67,7 @@ def prefill_first(decoding: int, left: Tokens, started: int, budget: int, tile: 
     return left.size == 0
 
 
-@njit(cache=True)
+@compiled
 def iteration_level(decoding: int, left: Tokens, started: int, budget: int, tile: int, take: Tokens) -> bool:
     """Whole prompts beside the running requests, as many as the budget holds and at least one.
 
@@ -80,7 +80,7 @@ def iteration_level(decoding: int, left: Tokens, started: int, budget: int, tile
     return True
 
 
-@njit(cache=True)
+@compiled
 def request_level(decoding: int, left: Tokens, started: int, budget: int, tile: int, take: Tokens) -> bool:
     """New prompts only when the whole batch before them has ended: dynamic batching, as in FasterTransformer."""
     for i in range(left.size):
@@ -88,7 +88,7 @@ def request_level(decoding: int, left: Tokens, started: int, budget: int, tile: 
     return decoding > 0
 
 
-@njit(cache=True)
+@compiled
 def temporal_fusion(decoding: int, left: Tokens, started: int, budget: int, tile: int, take: Tokens) -> bool:
     """One prompt by itself as soon as it is there; then its request joins the one running decode loop.
 
@@ -104,7 +104,7 @@ RULES: tuple[Rule, ...] = (stall_free, piggyback, prefill_first, iteration_level
 """In the order of their codes."""
 
 
-@njit(cache=True)
+@compiled
 def compose(code: int, decoding: int, left: Tokens, started: int, budget: int, tile: int, take: Tokens) -> bool:
     """The policy of this code (its place in ``RULES``): the compiled loop's way to swap them."""
     if code == 0:
