@@ -8,7 +8,7 @@ import sys
 import click
 
 from nearpeak import __version__
-from nearpeak.cli import accuracy, apply, calibrate, catalogues, explain, measurements, plan, predict, prove
+from nearpeak.cli import accuracy, apply, calibrate, catalogues, explain, measurements, plan, predict, prove, simulate, web
 from nearpeak.errors import NearpeakError
 
 
@@ -26,6 +26,7 @@ def nearpeak() -> None:
 for _command in (
     plan.plan,
     predict.predict,
+    simulate.simulate,
     apply.apply,
     prove.prove,
     calibrate.calibrate,
@@ -37,6 +38,7 @@ for _command in (
     catalogues.hardware,
     catalogues.techniques,
     measurements.measurements,
+    web.web,
 ):
     nearpeak.add_command(_command)
 

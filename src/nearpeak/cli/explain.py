@@ -59,9 +59,7 @@ def fleet(ctx: click.Context, as_json: bool) -> None:
         print_topics(_fleet(), as_json)
 
 
-@click.group(
-    cls=Topics, found=_live, short_help="Serving techniques on a real model here."
-)
+@click.group(cls=Topics, found=_live, short_help="Serving techniques on a real model here.")
 @json_option
 @click.pass_context
 def live(ctx: click.Context, as_json: bool) -> None:

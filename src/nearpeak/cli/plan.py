@@ -9,8 +9,7 @@ from nearpeak.cli.arguments import calibration_option, check_new, fleets, json_o
 from nearpeak.errors import NearpeakError, UsageError
 
 if TYPE_CHECKING:
-    from nearpeak.plan import Candidate, Explained, Objective, Plans, Point
-    from nearpeak.setup import Pool
+    from nearpeak.plan import Explained, Objective, Plans, Point
 
 OBJECTIVES = ("cost", "throughput", "latency", "energy", "carbon")
 
@@ -59,7 +58,7 @@ def plan(
     Example:
       nearpeak plan Qwen/Qwen3-32B --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
     """
-    from nearpeak.plan import Goal, explained
+    from nearpeak.plan import Goal, explained, shortlist
     from nearpeak.plan import plan as search
     from nearpeak.techniques import technique
     from nearpeak.workload import read
@@ -79,7 +78,7 @@ def plan(
     architecture = read(model)
     with progress("pricing") as update:
         plans = search(architecture, fleets(gpus, prices), goal, isl, osl, engines, allowed, update)
-    best = [explained(c) for c in _shown(plans, top)]
+    best = [explained(c) for c in shortlist(plans, top)]
     if as_json:
         print_json(_record(plans, best))
     else:
@@ -94,33 +93,6 @@ def plan(
         from nearpeak.export import launch_files, write
 
         write(launch_files(best[0]), export_to)
-
-
-def _shown(plans: "Plans", top: int) -> "list[Candidate]":
-    """The best ``top`` candidates, and the best of each mode even where it ranks lower.
-
-    Left out is what a shown plan of the same layout makes pointless: no cheaper, and no better in quality.
-    """
-    shown: list[Candidate] = []
-    kept: dict[tuple[object, ...], float] = {}
-    missing = {c.block.mode for c in plans.candidates}
-    for candidate in plans.candidates:
-        if len(shown) >= top and candidate.block.mode not in missing:
-            if not missing:
-                break
-            continue
-        setup = candidate.setup
-        layout = (setup.engine, setup.node.name, *(_layout(pool) for pool in setup.pools))
-        if candidate.variant.quality > kept.get(layout, -1.0):
-            kept[layout] = candidate.variant.quality
-            shown.append(candidate)
-            missing.discard(setup.mode)
-    return shown
-
-
-def _layout(pool: "Pool") -> tuple[object, ...]:
-    """What makes an instance what it is; replicas and batch do not."""
-    return tuple(float(a) for name, a in pool.arrays().items() if name not in ("replicas", "batch"))
 
 
 def _record(plans: "Plans", best: "list[Explained]") -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Topics(click.Group):
     """
 
     def __init__(self, found: Found, default: click.Command | None = None, **kwargs: Any) -> None:  # noqa: ANN401 (click's)
-        super().__init__(invoke_without_command=default is None, **kwargs)
+        super().__init__(invoke_without_command=True, **kwargs)
         self.found, self.default = found, default
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -7,6 +7,7 @@ functions (``cost``), no techniques (``techniques``), and no files or printing (
 from nearpeak.plan.explain import Explained, Figure, Lever, explain, explained, levers, record
 from nearpeak.plan.goal import Goal, Objective
 from nearpeak.plan.planner import Candidate, Miss, Plans, Point, base_setup, check_lengths, plan
+from nearpeak.plan.shortlist import shortlist
 from nearpeak.plan.space import Fleet, Variant, layouts, variants
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "levers",
     "plan",
     "record",
+    "shortlist",
     "variants",
 ]

@@ -239,22 +239,22 @@ def _blocks(
         usable = space.picked(rows, rows.devices < fleet.most) if split else rows
         if not kept or not len(usable.devices):
             continue
-        stacked = _stacked(kept)
+        every = stacked(kept)
         step = max(1, SLICE // (len(kept) * TYPICAL_BATCHES * (len(usable.devices) if split else 1)))
         for at in range(0, len(usable.devices), step):
             pool = space.picked(usable, slice(at, at + step))
             # Only batches that one of these layouts can hold, and prefill pools that fit beside the smallest.
-            most = largest_batch(stacked, space.reshaped(pool, (-1, 1, 1))).max()
+            most = largest_batch(every, space.reshaped(pool, (-1, 1, 1))).max()
             batch = space.batches(int(min(MOST_BATCH, most)))
             beside = space.picked(usable, usable.devices <= fleet.most - pool.devices[0])
             decode = replace(space.reshaped(pool, (1, -1, 1, 1)), batch=batch)
             yield (
                 kept,
-                replace(stacked, decode=decode, prefill=space.reshaped(beside, (-1, 1, 1, 1)) if split else None),
+                replace(every, decode=decode, prefill=space.reshaped(beside, (-1, 1, 1, 1)) if split else None),
             )
 
 
-def _stacked(variants: list[Variant]) -> Setup:
+def stacked(variants: list[Variant]) -> Setup:
     """One Setup whose own fields hold every variant's, shape ``[variants, 1]`` where they differ."""
     setups = [v.setup for v in variants]
     columns = {name: np.array([[s.arrays()[name]] for s in setups]) for name in setups[0].arrays()}

@@ -26,18 +26,18 @@ NAMES = {"kv": "KV cache", "reserved": "kept by the engine", "engine": "engine o
 SYMBOLS = {"decode": "circle", "prefill": "diamond"}
 
 
-def _axis(title: str, **more: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
+def axis(title: str, **more: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
     grid = {"gridcolor": "#E4E7EB", "zerolinecolor": "#CBD2D9", "linecolor": "#CBD2D9"}
     return {"title": {"text": title, "standoff": 8}, **grid, "automargin": True, **more}
 
 
-def _log_axis(title: str, low: float, high: float) -> Chart:
+def log_axis(title: str, low: float, high: float) -> Chart:
     """A logarithmic axis from ``low`` to ``high`` with a tick at 1, 2 and 5 of each decade, or fewer if it is long."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     leading = (1, 2, 5) if last - first <= 3 else (1,)
     ticks = [n * 10.0**decade for decade in range(first, last + 1) for n in leading]
     shown = [t for t in ticks if low <= t <= high]
-    return _axis(
+    return axis(
         title,
         type="log",
         range=[math.log10(low), math.log10(high)],
@@ -46,7 +46,7 @@ def _log_axis(title: str, low: float, high: float) -> Chart:
     )
 
 
-def _layout(**more: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
+def layout(**more: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
     plain = {
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#323F4B"},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -83,12 +83,12 @@ def pareto(plans: "Plans", explained: "Sequence[Explained]") -> Chart:
     for meets, name, colour in ((False, "breaks a limit", "#B8C2CC"), (True, "meets the goal", GREEN)):
         data.append(_front_points([p for p in front if p.meets is meets], name, colour))
     data.append(_ranked(explained))
-    xs, ys = ([v for trace in data for v in trace[axis]] for axis in "xy")
+    xs, ys = ([v for trace in data for v in trace[side]] for side in "xy")
     return {
         "data": data,
-        "layout": _layout(
-            xaxis=_log_axis("output tokens/s for a user", min(xs) / 1.2, max(xs) * 1.2),
-            yaxis=_log_axis("output tokens/s of a device", min(ys) / 1.4, max(ys) * 1.4),
+        "layout": layout(
+            xaxis=log_axis("output tokens/s for a user", min(xs) / 1.2, max(xs) * 1.2),
+            yaxis=log_axis("output tokens/s of a device", min(ys) / 1.4, max(ys) * 1.4),
             hovermode="closest",
         ),
     }
@@ -159,9 +159,9 @@ def roof_chart(plan: "Explained") -> Chart:
     }
     return {
         "data": data,
-        "layout": _layout(
-            xaxis=_log_axis("arithmetic intensity, FLOP per byte of memory traffic", left, right),
-            yaxis=_log_axis("FLOP/s of a device", min(heights) / 5, max(heights) * 3),
+        "layout": layout(
+            xaxis=log_axis("arithmetic intensity, FLOP per byte of memory traffic", left, right),
+            yaxis=log_axis("FLOP/s of a device", min(heights) / 5, max(heights) * 3),
             annotations=[slope],
         ),
     }
@@ -233,12 +233,12 @@ def _bars(name: str, rows: Sequence[str], lengths: Sequence[float], texts: Seque
     }
 
 
-def _stacked(title: str, rows: int, **axis: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
-    return _layout(
+def _stacked(title: str, rows: int, **scale: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
+    return layout(
         barmode="stack",
         height=150 + 55 * rows,
         bargap=0.35,
-        xaxis=_axis(title, **axis),
+        xaxis=axis(title, **scale),
         yaxis={"automargin": True, "ticksuffix": "  "},
         legend={"orientation": "h", "y": -0.45 if rows > 1 else -0.6, "x": 0, "traceorder": "normal"},
         uniformtext={"minsize": 10, "mode": "hide"},

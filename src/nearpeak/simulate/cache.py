@@ -17,7 +17,7 @@ def room(s: State, i: int) -> int:
 @compiled
 def allot(s: State, i: int, blocks: int, block: int) -> None:
     """Take blocks out of what ``room`` says is there."""
-    while s.i[i].free < blocks:
+    while s.i[i].free < blocks and s.i[i].oldest >= 0:
         p = s.i[i].oldest
         gone = min(blocks - s.i[i].free, s.p[i, p].held // block)
         s.p[i, p].held -= gone * block
@@ -86,10 +86,11 @@ def needed(s: State, i: int, r: int, block: int, tokens: int) -> int:
     all_of_it = (tokens + block - 1) // block
     if q.prefix < 0:
         return all_of_it
-    whole = min(q.shared, q.isl + q.made - 1) // block
-    held = s.p[i, q.prefix].held // block
     # Blocks in use by others cost nothing; those that none uses leave the room, as new ones do.
-    return all_of_it - min(held, whole) if s.p[i, q.prefix].users > 0 else all_of_it - min(held, whole) + held
+    if s.p[i, q.prefix].users == 0:
+        return all_of_it
+    whole = min(q.shared, q.isl + q.made - 1) // block
+    return all_of_it - min(s.p[i, q.prefix].held // block, whole)
 
 
 @compiled
@@ -109,8 +110,13 @@ def admit(s: State, i: int, r: int, block: int, tokens: int) -> int:
     hit = found(s, i, r, block)
     whole = min(q.shared, q.isl + q.made - 1) // block
     if s.p[i, p].users == 0 and s.p[i, p].held > 0:
-        s.i[i].idle -= s.p[i, p].held // block
+        held = s.p[i, p].held // block
+        s.i[i].idle -= held
         unlink(s, i, p)
+        # What others left behind that prefix is of no use to this request, and must not stand in its way.
+        kept_blocks = min(held, whole)
+        s.p[i, p].held = kept_blocks * block
+        give_back(s, i, held - kept_blocks)
     s.p[i, p].users += 1
     new = max(0, whole - s.p[i, p].held // block)
     allot(s, i, all_of_it - whole + new, block)

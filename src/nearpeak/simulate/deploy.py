@@ -10,8 +10,9 @@ from nearpeak.cost.memory import kv_bytes
 from nearpeak.cost.serving import transfer
 from nearpeak.errors import UsageError
 from nearpeak.setup import Pool, Setup
+from nearpeak.simulate.loop import Feed
 from nearpeak.simulate.policies import Policy, policy
-from nearpeak.simulate.serving import Deployment, Instances, Speculation
+from nearpeak.simulate.serving import Deployment, Instances, Speculation, serve
 from nearpeak.simulate.steps import stacked, step_table
 
 BLOCK = 16
@@ -41,6 +42,18 @@ def room_blocks(setup: Setup, pool: Pool, block: int = BLOCK) -> int:
     return blocks
 
 
+def own_policy(setup: Setup) -> Policy:
+    """What the Setup's engine does: chunks beside decoding requests where it mixes the two, else prompts first."""
+    mixes = engine_on(setup.engine, setup.node).mixes
+    return policy("stall-free" if mixes else "prefill-first", budget=int(np.asarray(setup.chunk)))
+
+
+def knee(deployment: Deployment, requests: Feed, seed: int = 0) -> float:
+    """Requests/s that a deployment serves at most: these requests, all there from the start."""
+    at_once = requests._replace(arrival=np.zeros_like(requests.arrival))
+    return serve(deployment, at_once, seed=seed, keep=False).request_rate
+
+
 def deploy(
     setup: Setup,
     *,
@@ -54,9 +67,8 @@ def deploy(
     """What serves a Setup (a single configuration): its pools as instances, under its engine's ways.
 
     Args:
-        rule: the policy; None: the engine's own, chunks beside decoding requests where it mixes the two, else whole
-            prompts first. most: requests that an instance runs at once. longest: tokens of a request, at most; None:
-            the model's context.
+        rule: the policy; None: the engine's own. most: requests that an instance runs at once.
+        longest: tokens of a request, at most; None: the model's context.
         ahead: steps are composed one ahead; None: as vLLM does by default.
 
     Raises:
@@ -64,8 +76,7 @@ def deploy(
     """
     host = engine_on(setup.engine, setup.node)
     context = int(longest or setup.model.context or 1 << 17)
-    chunk = int(np.asarray(setup.chunk))
-    rule = rule or policy("stall-free" if host.mixes else "prefill-first", budget=chunk)
+    rule = rule or own_policy(setup)
     stages = {int(np.asarray(pool.pp)) for pool in setup.pools}
     if len(stages) > 1:
         raise UsageError(f"pools with {sorted(stages)} pipeline stages; give all pools the same number")

@@ -246,10 +246,12 @@ def offer(s: State, rules: Rules, e: int, n: int, left: int, seen: float) -> int
                 return n
             if left >= rules.budget and rules.policy != REQUEST_LEVEL:
                 return n
-            blocks = needed(s, i, r, rules.block, span_of(s, rules, r))
+            here = s.q[r].left == 0  # its cache came with it, so that it decodes in this very step
+            tokens = span_of(s, rules, r) + (1 + rules.draft if here and rules.reserves == 0 else 0)
+            blocks = needed(s, i, r, rules.block, tokens)
             if claimed + blocks > have:
                 return n
-            if s.q[r].left == 0:  # its cache came with it
+            if here:
                 leave_queue(s, i, r)
                 admit(s, i, r, rules.block, span_of(s, rules, r))
                 run_last(s, e, r)

@@ -40,14 +40,15 @@ class Recorded:
     requests: dict[str, Array]
 
 
-def read_run(folder: Path) -> Recorded:
-    """Read the folder of a run.
+def read_run(folder: Path, model: str | None = None) -> Recorded:
+    """Read the folder of a run. ``model``: its config, where the run's own name is in no catalogue.
 
     Raises:
         UsageError: a file or a field is missing or no JSON.
         UnknownName: its model or hardware is in no catalogue.
     """
     meta = _json(folder / "vllm" / "meta.json")
+    meta = meta if model is None else meta | {"model": model}
     lines = _text(folder / "vllm" / "requests.jsonl").splitlines()
     rows = [_parsed(line, f"line {n} of requests.jsonl") for n, line in enumerate(lines, 1) if line.strip()]
     if not rows:
@@ -110,7 +111,7 @@ def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Se
     quantized = kwargs.get("quantization")
     stored = code(str(quantized)) if quantized in FORMATS_BY_NAME else None
     own = model.checkpoint
-    formats = {
+    formats: dict[str, Any] = {
         part: stored if stored is not None else code(getattr(own, part)) for part in ("attention", "ffn", "experts")
     }
     cache = str(kwargs.get("kv_cache_dtype", "auto"))
@@ -154,10 +155,11 @@ def deployment(run: Recorded) -> Deployment:
     host = engine_on(setup.engine, setup.node)
     chunked = scheduler.get("enable_chunked_prefill", True)
     table = step_table(setup, pool, most, int((run.requests["isl"] + run.requests["osl"]).max()), host)
-    blocks = cache.get("num_gpu_blocks") or room_blocks(setup, pool, block)
+    # One of the engine's blocks is the null block, which holds nothing.
+    blocks = int(cache.get("num_gpu_blocks") or room_blocks(setup, pool, block) + 1) - 1
     return Deployment(
         table,
-        (Instances(0, int(np.asarray(pool.replicas)), most, int(blocks), float(pool.instance_devices)),),
+        (Instances(0, int(np.asarray(pool.replicas)), most, blocks, float(pool.instance_devices)),),
         policy("stall-free" if chunked else "prefill-first", budget=budget),
         block=block, longest=longest, stages=int(np.asarray(pool.pp)),
         ahead=bool(scheduler.get("async_scheduling", False)), reserves=host.reserves,

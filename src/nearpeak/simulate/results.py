@@ -72,7 +72,7 @@ class Targets:
     def met(self, requests: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
         """Which requests meet all of them."""
         met = [requests[name] <= getattr(self, name) for name in FIGURES]
-        return np.logical_and.reduce(met)
+        return np.asarray(np.logical_and.reduce(met))
 
 
 @dataclass(frozen=True)

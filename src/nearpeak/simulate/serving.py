@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nearpeak.errors import UsageError
 from nearpeak.simulate import loop, state
@@ -82,6 +82,7 @@ class Deployment:
         block: tokens of a block of cache. longest: most tokens of a request.
         stages: of a pipeline. ahead: engines compose a step while the one before runs, as vLLM's asynchronous
             scheduling does. reserves: a request is admitted with room for its whole answer.
+            caching: what requests leave in the cache is found again until it is overwritten.
         speculation: of decode steps. receive: seconds until an engine sees a request.
         moving_fixed, moving_token: seconds to move a cache from prefill to decode, and for each token of it.
     """
@@ -117,8 +118,9 @@ class Deployment:
 
     @property
     def room(self) -> int:
-        """Tokens of the longest request that can be served: of the context, and of the smallest cache."""
-        return min(self.longest, self.block * min(one.blocks for one in self.instances))
+        """Tokens of the longest request that can be served: of the context, and of the smallest cache with its drafts."""
+        cache = self.block * min(one.blocks for one in self.instances) - self.speculation.draft
+        return min(self.longest, cache)
 
     def instance_records(self) -> NDArray[np.void]:
         """The instances as the loop knows them, one record each."""
@@ -134,32 +136,30 @@ class Deployment:
         p, s = self.policy, self.speculation
         return Rules(
             policy=p.code, budget=p.budget, tile=p.tile, block=self.block, longest=self.room, ahead=int(self.ahead),
-            reserves=int(self.reserves), caching=int(self.caching), padded=int(p.name == "request-level"), stages=self.stages,
+            reserves=int(self.reserves), caching=int(self.caching), padded=int(p.name == "request-level"),
+            stages=self.stages,
             draft=s.draft, acceptance=s.acceptance, router=ROUTERS[self.router], request=self.receive,
             moving_fixed=self.moving_fixed, moving_token=self.moving_token, clients=clients, think=think,
         )  # fmt: skip
 
 
 def feed(
-    arrival: Any,
-    isl: Any,
-    osl: Any,
-    rank: Any = None,
-    prefix: Any = None,
-    shared: Any = None,  # noqa: ANN401 (arrays or lists)
+    arrival: ArrayLike,
+    isl: ArrayLike,
+    osl: ArrayLike,
+    rank: ArrayLike = 0,
+    prefix: ArrayLike = -1,
+    shared: ArrayLike = 0,
 ) -> Feed:
-    """Requests as the loop takes them.
+    """Requests as the loop takes them; see ``Feed``.
 
     Raises:
         UsageError: times are missing, negative or not in order; a length is below 1; a class is beyond 7; a shared
             prefix is longer than its prompt.
     """
-    n = len(isl)
-
-    def whole(values: Any, default: int) -> NDArray[np.int64]:  # noqa: ANN401
-        return np.full(n, default, np.int64) if values is None else np.ascontiguousarray(values, np.int64)
-
-    made = Feed(np.ascontiguousarray(arrival, float), whole(isl, 0), whole(osl, 0), whole(rank, 0), whole(prefix, -1), whole(shared, 0))  # fmt: skip
+    n = np.size(isl)
+    whole: Any = (np.array(np.broadcast_to(c, n), np.int64) for c in (isl, osl, rank, prefix, shared))
+    made = Feed(np.array(arrival, float), *whole)
     if not n:
         raise UsageError("there are no requests")
     for name, bad, rule in (
@@ -215,15 +215,15 @@ def serve(
     )
     rules = deployment.rules(clients, think)
     made = _Collected(targets, bool(keep))
-    part, following = next(parts, None), next(parts, None)
+    part = next(parts, None)
     if part is None:
         raise UsageError("there are no requests")
-    at = 0
+    following, at = next(parts, None), 0
     while True:
         reason, at = loop.advance(s, deployment.table, rules, part, at, following is None, EVENTS)
         if reason == loop.WANTS_ROOM:
             s = state.grown(s)
-        elif reason == loop.WANTS_REQUESTS:
+        elif reason == loop.WANTS_REQUESTS and following is not None:
             part, following, at = following, next(parts, None), 0
         made.drain(s)
         if progress is not None:
@@ -234,7 +234,8 @@ def serve(
 
 def _parts(requests: Feed) -> Iterator[Feed]:
     for start in range(0, len(requests.isl), PART):
-        yield Feed(*(column[start : start + PART] for column in requests))
+        columns: tuple[Any, ...] = tuple(column[start : start + PART] for column in requests)
+        yield Feed(*columns)
 
 
 class _Collected:

@@ -90,9 +90,10 @@ class Rules(NamedTuple):
     """What does not change in a run. Tokens, seconds.
 
     ``ahead``: an engine composes a step while the one before runs. ``reserves``: it admits a request with room for its
-    whole answer. ``caching``: what a request leaves in the cache is found again until it is overwritten. ``padded``: a batch keeps its first width. ``stages``: engines of an instance, one a stage.
-    ``draft``, ``acceptance``: of speculative decoding. ``moving_fixed``, ``moving_token``: seconds to move a cache.
-    ``clients``: of a closed loop, 0 for an open one.
+    whole answer. ``caching``: what a request leaves in the cache is found again until it is overwritten. ``padded``: a
+    batch keeps its first width. ``stages``: engines of an instance, one a stage. ``draft``, ``acceptance``: of
+    speculative decoding. ``request``: seconds until an engine sees a request. ``moving_fixed``, ``moving_token``:
+    seconds to move a cache. ``clients``: of a closed loop, 0 for an open one, that ``think`` between requests.
     """
 
     policy: int
@@ -209,7 +210,8 @@ def fresh(
     w["head"] = w["tail"] = p["older"] = p["newer"] = -1
     lists = np.zeros((engines, max(4 * most + 8, block, GROUPS)), SLOT)
     return State(
-        q, e, i, lists, w, p, np.zeros(records, MOVE), np.zeros(max(clients, 1)), np.zeros(max(1 << 14, 4 * most), DONE),
+        q, e, i, lists, w, p, np.zeros(records, MOVE), np.zeros(max(clients, 1)),
+        np.zeros(max(1 << 14, 8 * most), DONE),
         np.zeros(spans, SPAN), np.zeros(BINS, np.int64), g,
     )  # fmt: skip
 

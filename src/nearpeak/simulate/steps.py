@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nearpeak.cost import decode, mixed, platform_of, predict
 from nearpeak.cost import step as cost_step
 from nearpeak.cost.engine import Engine, engine_on
+from nearpeak.cost.power import drawn
 from nearpeak.cost.step_power import watts
 from nearpeak.errors import UsageError
 from nearpeak.setup import Pool, Setup
@@ -115,8 +116,8 @@ def step_table(setup: Setup, pool: Pool, batch: int, context: int, host: Engine 
     chunks = mixed(at, setup, pool, prompts, np.maximum(size / ranks, 1.0), prefix, np.zeros(()), np.ones(()))
     decoding_watts, prefill_watts = _watts(setup, pool, batches, every)
 
-    def row(value: Array | float) -> Array:
-        return np.array(value, dtype=float)[None]
+    def row(value: Array) -> Array:
+        return np.array(value, float, order="C")[None]
 
     return StepTable(
         knots=knots,
@@ -131,7 +132,7 @@ def step_table(setup: Setup, pool: Pool, batch: int, context: int, host: Engine 
                 (
                     host.layer * cost_step.depth(setup.model), host.step, host.sequence / ranks,
                     float(setup.node.device.kind == "cpu"), prefill_watts,
-                    setup.node.device.idle_power * float(pool.instance_devices),
+                    float(drawn(setup.node.device, np.zeros(()))) * float(pool.instance_devices),
                 )
             ],
             KIND,

@@ -9,8 +9,8 @@ from __future__ import annotations  # numpy.random is loaded by the first draw, 
 import csv
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -285,57 +285,69 @@ def read_trace(path: str | Path, time_unit: float = 1.0) -> Trace:
             number, a time that is negative or not finite, a prompt or an answer without a token.
     """
     path = Path(path)
-    _positive("time_unit", time_unit)
     if not path.is_file():
         raise UsageError(f"there is no trace {str(path)!r}")
-    rows = list(_jsonl_rows(path) if path.suffix == ".jsonl" else _csv_rows(path))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        found = parse_trace(file, str(path), time_unit, path.suffix == ".jsonl")
+    return replace(found, name=path.stem)
+
+
+def parse_trace(lines: Iterable[str], name: str, time_unit: float = 1.0, objects: bool = False) -> Trace:
+    """A trace from lines of CSV with a header, or of JSON objects; ``name`` is what errors call it.
+
+    Raises:
+        UsageError: see ``read_trace``.
+    """
+    _positive("time_unit", time_unit)
+    rows = list((_jsonl_rows if objects else _csv_rows)(name, lines))
     if not rows:
-        raise UsageError(f"trace {str(path)!r} has no request")
+        raise UsageError(f"trace {name!r} has no request")
     arrival = np.array([row[0] for row in rows]) * time_unit
     order = np.argsort(arrival, kind="stable")
     isl, osl = (np.array([row[i] for row in rows], dtype=np.int64)[order] for i in (1, 2))
-    return Trace(path.stem, arrival[order] - arrival.min(), isl, osl)
+    return Trace(name, arrival[order] - arrival.min(), isl, osl)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[float, int, int]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = _columns(path, reader.fieldnames or ())
+def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[float, int, int]]:
+    reader = csv.DictReader(lines)
+    try:
+        columns = _columns(name, reader.fieldnames or ())
         for row in reader:
-            yield _row(path, reader.line_num, row, columns)
+            yield _row(name, reader.line_num, row, columns)
+    except csv.Error as error:
+        raise UsageError(f"{name!r}, line {reader.line_num}: no CSV: {error}") from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[float, int, int]]:
-    with path.open(encoding="utf-8") as file:
-        columns: Sequence[str] = ()
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{str(path)!r}, line {number}: no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UsageError(f"{str(path)!r}, line {number}: an object is needed, not {type(row).__name__}")
-            columns = columns or _columns(path, tuple(row))
-            yield _row(path, number, row, columns)
+def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[float, int, int]]:
+    columns: Sequence[str] = ()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{name!r}, line {number}: no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise UsageError(f"{name!r}, line {number}: an object is needed, not {type(row).__name__}")
+        columns = columns or _columns(name, tuple(row))
+        yield _row(name, number, row, columns)
 
 
-def _columns(path: Path, present: Sequence[str]) -> list[str]:
+def _columns(trace: str, present: Sequence[str]) -> list[str]:
     found = []
     for meaning, names in _COLUMNS.items():
         name = next((n for n in names if n in present), None)
         if name is None:
             raise UsageError(
-                f"trace {str(path)!r} has no column for {meaning}: one of {', '.join(names)} is needed, "
+                f"trace {trace!r} has no column for {meaning}: one of {', '.join(names)} is needed, "
                 f"it has {', '.join(map(str, present)) or 'none'}"
             )
         found.append(name)
     return found
 
 
-def _row(path: Path, number: int, row: dict[str, Any], columns: Sequence[str]) -> tuple[float, int, int]:
-    where = f"{str(path)!r}, line {number}"
+def _row(trace: str, number: int, row: dict[str, Any], columns: Sequence[str]) -> tuple[float, int, int]:
+    where = f"{trace!r}, line {number}"
     values = []
     for column in columns:
         try:
