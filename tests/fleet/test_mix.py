@@ -83,6 +83,17 @@ def test_a_mix_of_four_types_equals_brute_force_beats_every_single_type_and_hold
     assert run(mix, mix.packing, asked).within_share(tpot) >= 0.99
 
 
+@pytest.mark.parametrize(("name", "ttft"), [("chat", 1.0), ("documents", 2.0), ("code", 2.0)])
+def test_a_target_to_the_first_token_costs_more_and_is_nearly_held(name, ttft):
+    """The closed form has the mean time to a first token under a rate, not its distribution: 95 %, not 99."""
+    asked = lengths(name, 8.0, 8000, 4)
+    columns = kinds(LLAMA, GPUS, asked, 0.12, prices=PAPER_PRICES)
+    sizes = buckets(asked.isl, asked.osl, 8.0)
+    lax, tight = plan(columns, sizes, 0.12), plan(columns, sizes, 0.12, ttft)
+    assert tight.packing.price >= lax.packing.price - 1e-9
+    assert run(tight, tight.packing, asked).within_share(0.12, ttft) > 0.95
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trace", ["splitwise_conv.csv", "splitwise_code.csv", None])
 @pytest.mark.parametrize("tpot", [0.12, 0.04])

@@ -17,8 +17,8 @@ REQUESTS = 1_000_000
 STEP = 1e-3
 
 
-def waits(rate: float, tokens: np.ndarray, servers: int, seed: int) -> tuple[float, float]:
-    """Mean seconds that requests wait, and the exact second moment of their service."""
+def waits(rate: float, tokens: np.ndarray, servers: int, seed: int) -> float:
+    """Mean seconds that requests wait."""
     rng = np.random.default_rng(seed)
     arrival = np.cumsum(rng.exponential(1 / rate, len(tokens)))
     table = constant_table(STEP, servers, STEP)
@@ -51,13 +51,14 @@ def test_one_server_waits_as_pollaczek_and_khinchine_say(kind: str) -> None:
 
 @pytest.mark.parametrize("servers", [2, 8])
 def test_many_servers_wait_as_erlang_says(servers: int) -> None:
-    load = 0.7
-    tokens = drawn("exponential", np.random.default_rng(5))
-    offered = load * servers
-    terms = [offered**k / math.factorial(k) for k in range(servers)]
-    last = offered**servers / math.factorial(servers) / (1 - load)
-    mean = float(np.mean(tokens)) * STEP
-    exact = last / (sum(terms) + last) * mean / (servers * (1 - load))
-    measured = waits(offered / mean, tokens, servers, seed=6)
-    # A request that finds a server free still begins at the next step.
-    assert measured == pytest.approx(exact + STEP / 2, rel=0.01)
+    load, ratios = 0.6, []
+    for seed in (1, 2, 3):  # a million arrivals leave some 0.8 % of noise with eight servers
+        tokens = drawn("exponential", np.random.default_rng(seed))
+        offered = load * servers
+        terms = [offered**k / math.factorial(k) for k in range(servers)]
+        last = offered**servers / math.factorial(servers) / (1 - load)
+        mean = float(np.mean(tokens)) * STEP
+        exact = last / (sum(terms) + last) * mean / (servers * (1 - load))
+        # A request that finds a server free still begins at the next step.
+        ratios.append(waits(offered / mean, tokens, servers, seed + 100) / (exact + STEP / 2))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.01)

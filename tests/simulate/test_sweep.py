@@ -10,9 +10,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from click.testing import CliRunner
 
+from nearpeak.cli import nearpeak
 from nearpeak.cost import stored
 from nearpeak.errors import NearpeakError, UsageError
+from nearpeak.hardware import device
 from nearpeak.simulate.sweep import log_of, run
 
 
@@ -40,6 +43,11 @@ def deadly(task):
         if note.tell() <= task["deaths"]:
             os._exit(1)
     return {"double": 2 * task["x"]}
+
+
+def both(task):
+    """Kills its process, so many times, and then makes figures."""
+    return deadly(task) | figures(task)
 
 
 def rows(path):
@@ -70,8 +78,6 @@ def test_one_worker_and_three_write_the_same_table(tmp_path):
     assert found[3][4:] == (None, None, None, None, None, "ValueError: no figure for 3")
     assert found[8][8] == 8
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.parquet", "three.parquet"]
-    run(TASKS, figures, tmp_path / "one.csv", workers=2)
-    assert (tmp_path / "one.csv").read_text().startswith("x,name,fails,list,third")
 
 
 def _alive(children):
@@ -140,9 +146,9 @@ def test_a_log_of_another_sweep_is_refused_with_the_reason(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run(tasks, noted, out, workers=1, progress=interrupted)
     kept = log_of(out).read_bytes()
-    with pytest.raises(UsageError, match="its tasks is 1, .*, not 2, "):
+    with pytest.raises(UsageError, match=r"its tasks is 1, .*, not 2, "):
         run([*tasks, {"x": 2}], noted, out, workers=1)
-    with pytest.raises(UsageError, match="its function is .*noted, not .*figures"):
+    with pytest.raises(UsageError, match=r"its function is .*noted, not .*figures"):
         run(tasks, figures, out, workers=1)
     other = tmp_path / "calibration"
     other.mkdir()
@@ -150,7 +156,10 @@ def test_a_log_of_another_sweep_is_refused_with_the_reason(tmp_path, monkeypatch
     with stored.using(str(other)), pytest.raises(UsageError, match="its calibration is"):
         run(tasks, noted, out, workers=1)
     assert log_of(out).read_bytes() == kept
-    for damaged, says in ((b"hello", "is not the log of a sweep"), (kept + b'{"task": 7}\n', "line 2 of .* is damaged")):
+    for damaged, says in (
+        (b"hello", "is not the log of a sweep"),
+        (kept + b'{"task": 7}\n', "line 2 of .* is damaged"),
+    ):
         log_of(out).write_bytes(damaged)
         with pytest.raises(UsageError, match=says):
             run(tasks, noted, out, workers=1)
@@ -186,20 +195,30 @@ def cluster():
     ray.shutdown()
 
 
+def on_ray_and_here(folder, cluster, tasks, function):
+    """Rows of a sweep on the cluster, equal to those of the same sweep on two processes but for the notes."""
+    tables = []
+    for where, options in {"ray": {"ray": cluster}, "here": {"workers": 2}}.items():
+        out = folder / f"{where}.parquet"
+        run([task | {"note": str(folder / where)} for task in tasks], function, out, **options)
+        tables.append((columns(out), duckdb.sql(f"select * exclude (note) from '{out}'").fetchall()))
+    assert tables[0] == tables[1]
+    return tables[0][1]
+
+
 def test_a_ray_cluster_writes_the_same_table_and_redoes_what_died(tmp_path, cluster):
-    for name, tasks, function in (
-        ("plain", TASKS, figures),
-        ("deadly", [{"x": x, "deaths": {2: 1, 4: 99}.get(x, 0)} for x in range(6)], deadly),
-    ):
-        tables = {}
-        for where, options in {"ray": {"ray": cluster}, "cores": {"workers": 2}}.items():
-            note, out = tmp_path / f"{name}-{where}", tmp_path / f"{name}-{where}.parquet"
-            run([task | {"note": str(note)} for task in tasks], function, out, **options)
-            place = list(columns(out)).index("note")
-            tables[where] = [row[:place] + row[place + 1 :] for row in rows(out)]
-        assert tables["ray"] == tables["cores"]
-        assert columns(tmp_path / f"{name}-ray.parquet") == columns(tmp_path / f"{name}-cores.parquet")
-    assert [len((tmp_path / f"deadly-ray.{x}").read_text()) for x in range(6)] == [1, 1, 2, 1, 3, 1]
+    tasks = [task | {"deaths": int(task["x"] == 2)} for task in TASKS]
+    found = on_ray_and_here(tmp_path, cluster, tasks, both)
+    assert [row[-1] for row in found] == [None, None, None, "ValueError: no figure for 3", *[None] * 5]
+    assert [len((tmp_path / f"ray.{x}").read_text()) for x in range(9)] == [1, 1, 2, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.slow
+def test_what_kills_every_worker_of_a_ray_cluster_is_an_error_of_its_row_alone(tmp_path, cluster):
+    found = on_ray_and_here(tmp_path, cluster, [{"x": x, "deaths": 99 * (x == 1)} for x in range(4)], deadly)
+    assert [row[2] for row in found] == [0, None, 4, 6]
+    assert "died 3 times" in found[1][3]
+    assert [len((tmp_path / f"ray.{x}").read_text()) for x in range(4)] == [1, 3, 1, 1]
 
 
 def test_a_cluster_that_is_not_there_is_said_to_be_not_there(tmp_path):
@@ -215,3 +234,65 @@ def test_a_cluster_that_is_not_there_is_said_to_be_not_there(tmp_path):
         [sys.executable, "-c", script, tmp_path / "o.parquet"], capture_output=True, text=True, check=True
     )
     assert "no Ray cluster at '127.0.0.1:1'" in found.stdout
+
+
+def command(*arguments):
+    return CliRunner().invoke(nearpeak, ["simulate", *map(str, arguments)])
+
+
+MODEL = "Qwen/Qwen3-8B"
+
+
+def test_a_row_of_the_command_is_what_a_simulation_by_itself_says(tmp_path):
+    trace, out = tmp_path / "trace.csv", tmp_path / "out.parquet"
+    lines = [f"{i * 0.1},{100 + 37 * i % 900},{20 + 13 * i % 90}" for i in range(300)]
+    trace.write_text("\n".join(["arrival,isl,osl", *lines]))
+    settings = ("--trace", trace, "--ttft", 0.2, "--tpot", 0.012, "--json")
+    alone = json.loads(command("serving", MODEL, "--gpu", "h100", "--speed-up", 2, *settings).stdout)
+    swept = ("sweep", MODEL, "--gpu", "t4,h100", "--tp", "1,2", "--speed-up", "1,2", *settings)
+    told = command(*swept, "--out", out, "--workers", 1)
+    assert told.exit_code == 0, told.output
+    answer = json.loads(told.stdout)
+    assert (answer["simulations"], answer["resumed"], answer["failed"]) == (8, 0, 2)
+    table = duckdb.sql(f"select * from '{out}'").fetchnumpy()
+    assert list(zip(table["gpu"], table["tp"], table["speed_up"], strict=True)) == [
+        (gpu, tp, speed) for gpu in ("t4", "h100") for tp in (1, 2) for speed in (1.0, 2.0)
+    ]
+    assert ["does not fit" in (error or "") for error in table["error"]] == [True] * 2 + [False] * 6
+    row = {name: column[5] for name, column in table.items()}
+    for name in ("goodput", "tokens_per_second", "joules_per_token", "rejected", "utilization_share", "saturated"):
+        assert row[name] == alone[name], name
+    for name in ("ttft", "tpot", "latency"):
+        for of in ("p50", "p90", "p99", "mean"):
+            assert row[f"{of}_{name}"] == alone["percentiles"][name][of]
+    dollars = row["dollars_per_million_tokens"] * row["tokens_per_second"] * 3600 / 1e6
+    assert dollars == pytest.approx(device("h100").price_per_hour)
+    meet = (table["within_targets_share"] >= 0.99) & ~table["saturated"]
+    cheapest = sorted(table["dollars_per_million_tokens"][meet.filled(False)])
+    assert answer["meet_targets"] == len(cheapest) == len(answer["best"]) > 0
+    assert [one["dollars_per_million_tokens"] for one in answer["best"]] == cheapest
+
+
+def test_the_command_refuses_what_it_cannot_carry_out(tmp_path):
+    out, there = tmp_path / "out.parquet", tmp_path / "there.parquet"
+    there.touch()
+    drawn = ("--rate", "1,2", "--isl", 100, "--osl", 10)
+    for arguments, says in (
+        (("--gpu", "h100,h999", *drawn), "unknown device 'h999'"),
+        (("--gpu", "h100", "--policy", "stall-free,no-such", *drawn), "unknown policy 'no-such'"),
+        (("--gpu", "h100", "--weights", "fp8,fp7", *drawn), "'fp7'"),
+        (("--gpu", "h100", "--tp", "1,,2", *drawn), "''"),
+        (("--gpu", "h100", "--tp", "1,1", *drawn), "one twice"),
+        (("--gpu", "h100", "--tp", "1,0", *drawn), "0 is not in the range"),
+        (("--gpu", "h100", "--concurrency", "1,2", *drawn), "rate and concurrency given"),
+        (("--gpu", "h100"), "no traffic given"),
+        (("--gpu", "h100", "--trace", tmp_path / "no.csv"), "there is no trace"),
+        (("--gpu", "h100", "--workers", 2, "--ray", "auto", *drawn), "--workers 2 and --ray auto"),
+        (("--gpu", "h100", "--out", there, *drawn), "exists"),
+        (("--gpu", "h100", "--out", tmp_path / "out.txt", *drawn), "neither of .csv, .parquet"),
+    ):
+        told = command("sweep", MODEL, "--out", out, *arguments)
+        assert told.exit_code != 0
+        assert says in told.output + str(told.exception), arguments
+    assert [p.name for p in tmp_path.iterdir()] == ["there.parquet"]
+    assert not there.read_bytes()

@@ -86,7 +86,9 @@ class Browser:
     def wait(self, condition, seconds=60):
         until = time.monotonic() + seconds
         while not self.value(f"Boolean({condition})"):
-            assert time.monotonic() < until, f"not within {seconds} s: {condition}\n{self.value('document.body.innerText')}"
+            assert time.monotonic() < until, (
+                f"not within {seconds} s: {condition}\n{self.value('document.body.innerText')}"
+            )
             time.sleep(0.1)
 
     def press(self, key, code=0, text=None):
@@ -114,9 +116,7 @@ class Browser:
 
     def asked(self):
         """Addresses that the page has asked for."""
-        return [
-            e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"
-        ]
+        return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
     def close(self):
         self.process.terminate()

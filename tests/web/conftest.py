@@ -6,14 +6,12 @@ import time
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the page needs nearpeak[web]")
-pytest.importorskip("uvicorn", reason="the page needs nearpeak[web]")
-
 
 @pytest.fixture(scope="session")
 def served():
     """Address of a server of the page."""
-    import uvicorn
+    pytest.importorskip("fastapi", reason="the page needs nearpeak[web]")
+    uvicorn = pytest.importorskip("uvicorn", reason="the page needs nearpeak[web]")
 
     from nearpeak.web import app
 

@@ -64,7 +64,7 @@ def test_the_defaults_lead_to_a_launch_command_by_one_key(opened, served):
     page.wait("document.getElementById('script')", 60)
     page.wait(IDLE, 60)
     assert "vllm serve" in page.value(
-        "[...document.querySelectorAll('.tabs [role=tab]')].map(t => { if (t.textContent.endsWith('.sh')) t.click();"
+        "[...document.querySelectorAll('.tabs button')].map(t => { if (t.textContent.endsWith('.sh')) t.click();"
         " return document.getElementById('script').textContent }).join('')"
     )
     assert page.value("document.querySelectorAll('#view .main-svg').length") >= 4
@@ -124,6 +124,18 @@ def test_a_device_that_is_none_is_told_in_its_row(page):
     assert page.value("Boolean(document.getElementById('script'))")
 
 
+def test_a_pasted_trace_stands_for_rate_and_lengths(page):
+    rows = "".join(f"{at / 2},{400 + at},{50 + at}\\n" for at in range(60))
+    page.value("document.querySelector('[name=source][value=trace]').click()")
+    put(page, "trace", "when,isl,osl\n1,2,3\n")
+    plan(page)
+    assert "arrival" in text(page, "#trace-error")
+    page.value(f"document.getElementById('trace').value = 'arrival,isl,osl\\n{rows}'")
+    plan(page)
+    assert text(page, "#trace-error") == ""
+    assert "429.5 prompt and 79.5 answer tokens" in text(page, "#script")
+
+
 def test_a_limit_that_nothing_meets_is_explained(page):
     page.value("document.querySelector('[data-figure=tpot][data-of=\"99\"]').value = 0.01")
     plan(page)
@@ -136,7 +148,7 @@ def test_work_can_be_cancelled(page):
     page.value("document.getElementById('form').requestSubmit()")
     page.wait("!document.getElementById('cancel').hidden && document.getElementById('said').textContent !== 'Checking'")
     page.value("document.getElementById('cancel').click()")
-    page.wait(IDLE, 20)
+    page.wait(IDLE)
     assert "Cancelled" in text(page, "#said")
     assert not page.value("document.getElementById('plan').disabled")
 
@@ -152,9 +164,7 @@ def test_every_control_has_a_name_and_dark_is_dark(page):
     page.value("localStorage.setItem('colours', 'light'); document.getElementById('theme').click()")
     assert page.value("document.documentElement.dataset.theme") == "dark"
     assert page.value("getComputedStyle(document.body).backgroundColor") == "rgb(16, 22, 29)"
-    page.wait(
-        f"getComputedStyle(document.querySelector('#plot-pareto .xtick text')).fill !== {light!r}"
-    )
+    page.wait(f"getComputedStyle(document.querySelector('#plot-pareto .xtick text')).fill !== {light!r}")
     page.value("localStorage.clear()")
 
 
@@ -166,7 +176,7 @@ def test_the_traffic_is_simulated_and_drawn(page):
     page.value("document.getElementById('form').requestSubmit()")
     page.wait("document.getElementById('script')", 60)
     page.wait(IDLE, 1200)
-    assert page.value("document.getElementById('tab-served').getAttribute('aria-selected')") == "true"
+    assert page.value("document.getElementById('rank-served').getAttribute('aria-pressed')") == "true"
     for name in ("spread", "sensitivity", "timeline"):
         assert page.value(f"document.querySelectorAll('#plot-{name} .main-svg').length") >= 1
     assert page.value("document.querySelectorAll('#plot-timeline .bars .point').length") > 50

@@ -8,7 +8,19 @@ import sys
 import click
 
 from nearpeak import __version__
-from nearpeak.cli import accuracy, apply, calibrate, catalogues, explain, measurements, plan, predict, prove, simulate, web
+from nearpeak.cli import (
+    accuracy,
+    apply,
+    calibrate,
+    catalogues,
+    explain,
+    measurements,
+    plan,
+    predict,
+    prove,
+    simulate,
+    web,
+)
 from nearpeak.errors import NearpeakError
 
 

@@ -17,8 +17,8 @@ OBJECTIVES = ("cost", "throughput", "latency", "energy", "carbon")
 @click.command(short_help="The best hardware, configuration and techniques for a goal.")
 @click.argument("model")
 @click.option("--gpus", required=True, metavar="DEVICE:LEAST..MOST", help="Devices to choose from, comma-separated.")
-@click.option("--isl", type=float, required=True, help="Mean tokens of a prompt.")
-@click.option("--osl", type=float, required=True, help="Mean tokens of an answer.")
+@click.option("--isl", type=float, help="Mean tokens of a prompt (a trace has its own).")
+@click.option("--osl", type=float, help="Mean tokens of an answer (a trace has its own).")
 @click.option("--goal", "objective", default="cost", show_default=True, metavar="|".join(OBJECTIVES), help="Objective.")
 @click.option("--ttft", type=float, help="At most this many seconds to the first token.")
 @click.option("--tpot", type=float, help="At most this many seconds per later token.")
@@ -30,6 +30,11 @@ OBJECTIVES = ("cost", "throughput", "latency", "energy", "carbon")
 @click.option("--engine", "engines", multiple=True, default=("vllm",), show_default=True, help="vllm, sglang, trtllm.")
 @click.option("--technique", "techniques", multiple=True, help="Choose only from these techniques (default: all).")
 @click.option("--price", "prices", multiple=True, metavar="DEVICE=DOLLARS", help="Your own price per device and hour.")
+@click.option("--slo", "slos", multiple=True, metavar="pQ:FIGURE=SECONDS", help="Limit on a percentile: p99:ttft=0.5.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Traffic: arrivals and lengths (CSV or JSON lines).")
+@click.option("--spread", type=float, default=0.7, show_default=True, help="Deviation of drawn lengths over the mean.")
+@click.option("--burstiness", type=float, default=1.0, show_default=True, help="Coefficient of variation of arrivals.")
+@click.option("--requests", type=click.IntRange(100), default=5000, show_default=True, help="Requests of a simulation.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Plans to show.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a self-contained page with the plots here.")
 @click.option("--export", "export_to", type=click.Path(path_type=Path), help="Write the best plan's launch files here.")
@@ -38,12 +43,17 @@ OBJECTIVES = ("cost", "throughput", "latency", "energy", "carbon")
 def plan(
     model: str,
     gpus: str,
-    isl: float,
-    osl: float,
+    isl: float | None,
+    osl: float | None,
     objective: "Objective",
     engines: tuple[str, ...],
     techniques: tuple[str, ...],
     prices: tuple[str, ...],
+    slos: tuple[str, ...],
+    trace: Path | None,
+    spread: float,
+    burstiness: float,
+    requests: int,
     top: int,
     html: Path | None,
     export_to: Path | None,
@@ -52,11 +62,13 @@ def plan(
 ) -> None:
     """Rank every way to serve MODEL on the given devices, and say why the best is best.
 
-    MODEL is the id of a bundled config (see `nearpeak models`), or a folder or file with a config.json.
+    MODEL is the id of a bundled config (see `nearpeak models`), or a folder or file with a config.json. With --slo the
+    limits are on percentiles under traffic, a trace or requests at a --rate, and the best plans are simulated.
 
     \b
-    Example:
+    Examples:
       nearpeak plan Qwen/Qwen3-32B --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
+      nearpeak plan Qwen/Qwen3-32B --gpus h200:1..8,l40s:1..16 --trace arrivals.csv --slo p99:ttft=1 --slo p99:tpot=0.05
     """
     from nearpeak.plan import Goal, explained, shortlist
     from nearpeak.plan import plan as search
@@ -73,9 +85,20 @@ def plan(
             )
     if export_to is not None and (export_to.exists() or export_to.is_symlink()):
         raise UsageError(f"'{export_to}' exists; remove it or choose another --export")
-    goal = Goal(objective, **limits)
     allowed = [technique(name).name for name in techniques] or None
     architecture = read(model)
+    if slos or trace is not None:
+        if html is not None:
+            raise UsageError("--html shows plans on means; for a page with traffic run `nearpeak web`")
+        from nearpeak.cli.plan_traffic import plan_traffic
+
+        traffic: dict[str, Any] = {"trace": trace, "isl": isl, "osl": osl, "spread": spread, "burstiness": burstiness}
+        found, traffic["requests"] = fleets(gpus, prices), requests
+        plan_traffic(architecture, found, slos, traffic, objective, engines, allowed, limits, top, export_to, as_json)
+        return
+    if isl is None or osl is None:
+        raise UsageError("give --isl and --osl, or a --trace with --slo")
+    goal = Goal(objective, **limits)
     with progress("pricing") as update:
         plans = search(architecture, fleets(gpus, prices), goal, isl, osl, engines, allowed, update)
     best = [explained(c) for c in shortlist(plans, top)]

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,34 +28,31 @@ FIGURES = (
 SHOWN = 10
 
 
-class Listed(click.ParamType):
-    """Values of another type, one or more, with commas between."""
-
-    def __init__(self, one: click.ParamType) -> None:
-        self.one, self.name = one, f"{one.name},..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 (click's)
-        """A tuple of the values."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        found = tuple(self.one.convert(part, param, ctx) for part in parts)
-        if "" in parts or len(set(found)) < len(found):
-            self.fail(f"{value!r} has an empty value, or one twice", param, ctx)
-        return found
-
-
 def sweep_of(serving: click.Command) -> click.Command:
     """The command that takes the options of ``serving``, and of each several values."""
     listed = []
     for option in serving.params:
         if isinstance(option, click.Option) and option.expose_value and option.name not in OF_ONE_RUN:
             several = copy.copy(option)
-            several.type = Listed(option.type)
+            several.type = click.types.FuncParamType(_several(option.type))
+            several.metavar = f"{option.type.name.partition(' ')[0].upper()},..."
             listed.append(several)
     command = click.command("sweep", short_help="Every combination of several values of each setting.")(_sweep)
     command.params[1:1] = listed
     return command
+
+
+def _several(one: Any) -> Callable[[Any], tuple[Any, ...]]:  # noqa: ANN401 (click's types)
+    """What reads values of a type with commas between."""
+
+    def read(given: object) -> tuple[Any, ...]:
+        parts = [part.strip() for part in str(given).split(",")]
+        found = tuple(one.convert(part, None, None) for part in parts)
+        if "" in parts or len(set(found)) < len(found):
+            raise click.BadParameter(f"{given!r} has an empty value, or one twice")
+        return found
+
+    return read
 
 
 @click.argument("model")
@@ -143,7 +141,7 @@ def _asked(model: str, listed: dict[str, tuple[Any, ...]]) -> tuple[list[dict[st
     from nearpeak.workload import read
     from nearpeak.workload.traffic import read_trace
 
-    values = {
+    values: dict[str, tuple[Any, ...]] = {
         name: tuple(str(v) if isinstance(v, Path) else v for v in some or (None,)) for name, some in listed.items()
     }
     files = [path for path in values["trace"] if path is not None]

@@ -232,7 +232,9 @@ def _explain(
     served = run(mix, mix.packing, asked, seed=seed)
     within = served.within_share(tpot, first)
     said = _said(mix)
-    said.append(f"Simulated, {within:.2%} of {requests} requests are within the targets, {1 - late:.2%} are promised.")
+    said.append(f"Simulated, {within:.2%} of {requests} requests are within the targets, {1 - late:.2%} are asked for.")
+    if within < 1 - late:
+        said.append("The closed forms were too hopeful here: give a smaller --late.")
     return Explanation(
         {
             "dollars_per_hour": mix.packing.price,

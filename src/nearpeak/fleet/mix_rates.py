@@ -10,6 +10,9 @@ section 3.3)::
 A request that finds ``n`` runs with ``n + 1``. So at the most requests ``b`` whose time per token is within its target,
 the rate may rise until the share of arrivals that find ``b`` or more reaches what is allowed to be late. (Griggs et
 al. 2024 measure ``mu(b)`` itself under a constant load, at which the mean request just holds its target.)
+
+``mu(n)`` is the rate of ``cost``'s steady state, in which prompts ride on decode steps. Where prompts are most of the
+work that is more than full steps can take, and their rate is the limit.
 """
 
 from dataclasses import dataclass, replace
@@ -127,13 +130,28 @@ def most_rates(setup: Setup, sizes: Buckets, tpot: float, ttft: float, late: flo
     )
     found = predict(platform_of(own), own)
     shape = (sizes.isl.size, batch.size)
-    fits, rate = np.broadcast_to(found.fits, shape), np.broadcast_to(found.request_rate, shape)
-    good = fits & np.broadcast_to((found.tpot <= tpot) & (found.ttft <= ttft), shape)
+    fits, free = np.broadcast_to(found.fits, shape), np.broadcast_to(found.request_rate, shape)
+    rate = np.minimum(free, _most_by_tokens(setup, sizes)[:, None])
+    # What a request takes longer than its steps alone, it waits for its prompt's turn.
+    wait = batch / rate - batch / free
+    good = fits & np.broadcast_to((found.tpot <= tpot) & (found.ttft + wait <= ttft), shape)
     every, held = np.arange(1, most + 1), _first(fits)
     pace = np.array([np.interp(every, batch[: max(n, 1)], row[: max(n, 1)]) for n, row in zip(held, rate, strict=True)])
     allowed = np.append(0, batch)[_first(good)].astype(np.int64)
     room = setup.model.context or np.inf
     return np.where(sizes.longest <= room, served_rate(pace, allowed, late), 0.0)
+
+
+def _most_by_tokens(setup: Setup, sizes: Buckets) -> Array:
+    """Requests/s whose tokens full steps can take: no step takes less time for each token than a full one."""
+    budget = float(np.asarray(setup.chunk))
+    size = np.minimum(sizes.isl, budget)
+    prompts = np.maximum(1.0, np.floor(budget / sizes.isl))
+    step = mixed(
+        platform_of(setup), setup, setup.decode, prompts, size, (sizes.isl - size) / 2, np.zeros(()), np.ones(())
+    )
+    seconds = stage_seconds(setup, engine_on(setup.engine, setup.node), step.total)
+    return np.asarray(prompts * size / (seconds * (sizes.isl + sizes.osl - 1)))
 
 
 def _first(good: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -25,12 +25,12 @@ from nearpeak.plan import space
 from nearpeak.plan.planner import MOST_BATCH, base_setup, check_lengths, stacked
 from nearpeak.plan.space import Fleet, Variant
 from nearpeak.setup import Pool, Setup
-from nearpeak.simulate.deploy import deploy, knee, own_policy
+from nearpeak.simulate.deploy import deploy, knee
 from nearpeak.simulate.loop import Feed
-from nearpeak.simulate.policies import policy
 from nearpeak.simulate.results import FIGURES, Result
-from nearpeak.simulate.serving import Deployment, serve
+from nearpeak.simulate.serving import Deployment, feed, serve
 from nearpeak.workload import Architecture
+from nearpeak.workload.traffic import Trace, Traffic
 
 Array = NDArray[np.float64]
 Objective = Literal["cost", "energy", "carbon"]
@@ -43,6 +43,8 @@ HOPELESS = 4.0
 """Times the allowed share of requests above a limit at which the first look ends a candidate's case."""
 STUDENT = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
 """Two-sided 95 % quantiles of Student's t for 1 to 11 degrees of freedom."""
+BUDGET = 2048
+"""Most tokens of a step: what vLLM takes by default where latency counts."""
 RATES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Of the planned rate, at which a plan is looked at once more."""
 
@@ -182,6 +184,13 @@ class _Layout:
         return replace(setup, decode=decode, prefill=replace(setup.prefill, replicas=first))
 
 
+def deployed(setup: Setup, longest: int) -> Deployment:
+    """What is simulated of a Setup, for requests of at most ``longest`` tokens: as many at once as its batch says."""
+    return deploy(
+        setup, most=int(np.asarray(setup.decode.batch)) * int(np.asarray(setup.decode.dp)), longest=max(longest, 32)
+    )
+
+
 def plan_serving(
     model: Architecture,
     fleets: Sequence[Fleet],
@@ -224,7 +233,7 @@ def plan_serving(
             name = fleet.node.device.name
             left_out[name] = f"no price is catalogued for {name}; give one with --price {name}=DOLLARS"
             continue
-        base = base_setup(model, fleet.node, engine, isl, osl)
+        base = replace(base_setup(model, fleet.node, engine, isl, osl), chunk=BUDGET)
         try:
             found, n = _layouts(base, fleet, limits, rate, techniques, accuracy)
         except UsageError as error:
@@ -234,7 +243,9 @@ def plan_serving(
         priced += n
     if not layouts and left_out:
         raise NearpeakError("; ".join(left_out.values()))
-    race = _Race(replications, tuple(limits), int((sample.isl + sample.osl).max()))
+    every = (replications(seed) for seed in range(MOST_REPLICATIONS + 2 * FIRST))
+    longest = min(model.context, max(int((requests.isl + requests.osl).max()) for requests in every))
+    race = _Race(replications, tuple(limits), longest)
     trials, nearest = race.run(layouts, objective, top, progress)
     plans = ServingPlans(
         tuple(trials), None if trials else nearest, priced, race.simulated, race.requests, 0.0, rate, left_out=left_out
@@ -250,7 +261,8 @@ def _layouts(
     """Stage one: each layout and variant with the fewest replicas that may do."""
     variants = [v for v in space.variants(base, techniques) if v.quality >= accuracy]
     rows = space.layouts(base.model, fleet.node, base.engine, fleet.most)
-    found, priced = [], 0
+    found: list[_Layout] = []
+    priced = 0
     for split in (False, True):
         kept = [v for v in variants if (v.setup.prefill is not None) == split]
         if not kept:
@@ -273,7 +285,8 @@ def _layouts(
         fastest = np.take_along_axis(served, best[..., None], -1)[..., 0]
         load = np.take_along_axis(np.broadcast_to(predicted.load, shape), best[..., None], -1)[..., 0]
         for index in zip(*(a.tolist() for a in np.nonzero(fastest > 0)), strict=True):
-            found += _layout(block, kept, fleet, (*index, int(best[index])), rate, float(fastest[index]), float(load[index]))
+            at = (*index, int(best[index]))
+            found += _layout(block, kept, fleet, at, rate, float(fastest[index]), float(load[index]))
     return found, priced
 
 
@@ -341,15 +354,22 @@ class _Race:
             excess = float(np.max(trial.means / [limit.seconds for limit in self.limits]))
             if nearest is None or excess < nearest[0]:
                 nearest = (excess, trial)
-            step = self.step(layouts[n], more, excess)
+            step = self.step(layouts[n], more, trial)
             if float(layouts[n].at(more + step).devices) <= layouts[n].most:
                 heapq.heappush(waiting, (self.promise(layouts[n], objective, more + step), n, more + step))
         best = [trial for _, _, trial in sorted(held, key=lambda x: x[:2])][:top]
         return best, None if nearest is None else nearest[1]
 
-    def step(self, layout: _Layout, more: int, excess: float) -> int:
-        """Replicas to add next: one, or some percent of many where the goals are far."""
-        return max(1, int((layout.replicas + more) * min(0.25, 0.05 * math.log2(max(1.0, excess)))))
+    def step(self, layout: _Layout, more: int, trial: Trial) -> int:
+        """Replicas to add next: one, or where requests came faster than they were served, what that rate asks for.
+
+        The rate of a run that fills up and drains is below that in between: a tenth more is granted it.
+        """
+        served, asked = trial.results[0].request_rate, trial.results[0].offered / trial.results[0].offered_span
+        if not trial.results[0].saturated:
+            return 1
+        replicas = layout.replicas + more
+        return max(1, int(replicas * asked / (1.1 * served)) - replicas)
 
     def promise(self, layout: _Layout, objective: Objective, more: int) -> float:
         """What a layout costs at the least: dollars per hour, or watts of devices that only wait."""
@@ -369,8 +389,7 @@ class _Race:
     def deployment(self, layout: _Layout, setup: Setup) -> Deployment:
         """The deployment of a setup; step times of a layout are priced once, whatever its replicas."""
         if id(layout) not in self.tables:
-            rule = policy(own_policy(setup).name, budget=2048)
-            self.tables[id(layout)] = deploy(setup, rule=rule, longest=max(self.longest, 32))
+            self.tables[id(layout)] = deployed(setup, self.longest)
         made = self.tables[id(layout)]
         pools = (setup.decode,) if setup.prefill is None else (setup.decode, setup.prefill)
         counts = [int(np.asarray(pool.replicas)) for pool in pools]
@@ -382,7 +401,8 @@ class _Race:
         setup = layout.at(more)
         hourly = layout.price * float(setup.devices)
         deployment = self.deployment(layout, setup)
-        pilot = Feed(*(column[:PILOT] for column in self.feed(seeds[0])))
+        columns: tuple[Any, ...] = tuple(column[:PILOT] for column in self.feed(seeds[0]))
+        pilot = Feed(*columns)
         first = self.simulate(deployment, pilot)
         made = Trial(setup, layout.techniques, hourly, self.limits, (first,))
         if first.rejected or any(self.hopeless(limit, first) for limit in self.limits):
@@ -424,3 +444,51 @@ class _Race:
             plans, confirmed=confirmed, sensitivity=tuple(rows), knee=knee(deployment, self.feed(0)),
             requests=self.requests,
         )  # fmt: skip
+
+
+def replications_of(trace: Trace) -> Callable[[int], Feed]:
+    """The requests of a trace as replications: seed 0 is the trace itself, the others resample stretches of it."""
+
+    def of(seed: int) -> Feed:
+        drawn = trace if seed == 0 else trace.resampled(seed)
+        return feed(drawn.arrival, drawn.isl, drawn.osl)
+
+    return of
+
+
+def replications_drawn(traffic: Traffic, requests: int) -> Callable[[int], Feed]:
+    """Requests drawn from a traffic, other ones for each seed."""
+
+    def of(seed: int) -> Feed:
+        drawn = traffic.sample(requests, seed)
+        return feed(drawn.arrival, drawn.isl, drawn.osl)
+
+    return of
+
+
+def serving_record(plans: ServingPlans) -> dict[str, Any]:
+    """The answer as plain values."""
+
+    def trial(one: Trial | None) -> dict[str, Any] | None:
+        if one is None:
+            return None
+        setup = one.setup
+        pools = {"decode": setup.decode} | ({} if setup.prefill is None else {"prefill": setup.prefill})
+        return {
+            "model": setup.model.name, "engine": setup.engine, "device": setup.node.device.name,
+            "devices": int(setup.devices), "mode": setup.mode, "techniques": list(one.techniques),
+            "pools": {name: {n: int(a) for n, a in pool.arrays().items()} for name, pool in pools.items()},
+            "dollars_per_hour": one.hourly, "per_million_tokens": one.per_million(),
+            "limits": [
+                {"limit": str(limit), "allowed": limit.seconds, "mean": float(mean), "half_interval": float(half)}
+                for limit, mean, half in zip(one.limits, one.means, one.halves, strict=True)
+            ],
+            "replications": len(one.results), "verdict": one.verdict,
+        }  # fmt: skip
+
+    return {
+        "rate": plans.rate, "priced": plans.priced, "simulated": plans.simulated, "requests": plans.requests,
+        "seconds": plans.seconds, "plans": [trial(one) for one in plans.trials], "nearest": trial(plans.nearest),
+        "confirmed": trial(plans.confirmed), "sensitivity": list(plans.sensitivity), "knee_rate": plans.knee,
+        "left_out": plans.left_out,
+    }  # fmt: skip

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         print_plans,
         print_prediction,
         print_record,
+        print_serving_plans,
         print_table,
     )
     from nearpeak.report.roof import roofline
@@ -52,6 +53,7 @@ __all__ = [
     "print_plans",
     "print_prediction",
     "print_record",
+    "print_serving_plans",
     "print_table",
     "roofline",
     "system_record",
@@ -83,6 +85,7 @@ _ROOM = {
         "print_plans",
         "print_prediction",
         "print_record",
+        "print_serving_plans",
         "print_table",
     ),
     "roof": ("roofline",),

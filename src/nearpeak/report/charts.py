@@ -27,6 +27,7 @@ SYMBOLS = {"decode": "circle", "prefill": "diamond"}
 
 
 def axis(title: str, **more: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
+    """An axis in the page's colours."""
     grid = {"gridcolor": "#E4E7EB", "zerolinecolor": "#CBD2D9", "linecolor": "#CBD2D9"}
     return {"title": {"text": title, "standoff": 8}, **grid, "automargin": True, **more}
 
@@ -47,6 +48,7 @@ def log_axis(title: str, low: float, high: float) -> Chart:
 
 
 def layout(**more: Any) -> Chart:  # noqa: ANN401 (Plotly's attributes are of many types)
+    """A layout in the page's font and margins."""
     plain = {
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "#323F4B"},
         "paper_bgcolor": "rgba(0,0,0,0)",

@@ -89,3 +89,51 @@ def _lines(record: Mapping[str, Any], depth: int) -> list[str]:
             text = ", ".join(map(str, given)) if isinstance(given, list | tuple) else write.value(name, given)
             lines.append(f"{label}  {text or write.UNKNOWN}")
     return lines
+
+
+def print_serving_plans(record: Mapping[str, Any]) -> None:
+    """Print what ``plan.serving.serving_record`` says: ranked deployments, the best confirmed and at other rates."""
+    from rich.text import Text
+
+    out = console()
+    rate = write.rate(record["rate"], "requests/s")
+    out.print(
+        f"{record['priced']:,} Setups priced, {record['simulated']:,} deployments and {record['requests']:,} requests "
+        f"simulated in {write.seconds(record['seconds'])}; traffic of {rate}."
+    )
+    shown = record["plans"] or [record["nearest"]]
+    rows = []
+    for number, plan in enumerate(filter(None, shown), 1):
+        decode = plan["pools"]["decode"]
+        layout = " ".join(f"{n} {decode[n]}" for n in ("tp", "pp", "dp", "moe_ep") if decode[n] > 1) or "whole"
+        rows.append(
+            {"plan": number, "device": f"{plan['devices']} x {plan['device']}", "mode": plan["mode"],
+             "instance": f"{decode['replicas']} x {layout}", "techniques": ", ".join(plan["techniques"]) or "none",
+             "$/h": plan["dollars_per_hour"], "$/M tokens": plan["per_million_tokens"]["dollars"]}
+            | {one["limit"]: write.seconds(one["mean"]) for one in plan["limits"]}
+        )  # fmt: skip
+    out.print(tables.table(rows))
+    if not record["plans"]:
+        out.print(Text("No deployment keeps the limits. Shown is the one that came nearest.", style="bold"))
+        return
+    best = record["confirmed"]
+    said = ", ".join(
+        f"{one['limit']} {write.seconds(one['mean'])} ± {write.seconds(one['half_interval'])} of "
+        f"{write.seconds(one['allowed'])}"
+        for one in best["limits"]
+    )
+    out.print(f"Plan 1 under {best['replications']} other seeds {best['verdict']}: {said} (95 %).")
+    out.print(Text("\nPlan 1 at other rates", style="bold"))
+    out.print(
+        tables.table(
+            [
+                {"rate": write.rate(row["rate"], "/s"), "of planned": f"{row['factor']:g} x"}
+                | {n: write.seconds(v) for n, v in row.items() if n not in ("rate", "factor", "holds")}
+                | {"limits": "hold" if row["holds"] else "broken"}
+                for row in record["sensitivity"]
+            ]
+        )
+    )
+    out.print(f"It serves {write.rate(record['knee_rate'], 'requests/s')} at most.")
+    for name, why in record["left_out"].items():
+        out.print(f"{name} was left out: {why}")

@@ -179,6 +179,7 @@ def plan(s: State, t: StepTable, rules: Rules, e: int, now: float, seen: float) 
         preempt(s, rules, e)
         preempted = True
     begun = s.e[e].started
+    s.e[e].unseen = 0
     n, left = 0, 0
     for k in range(begun):
         s.s[e, n].take_q = s.s[e, k].started
@@ -242,7 +243,10 @@ def offer(s: State, rules: Rules, e: int, n: int, left: int, seen: float) -> int
         while r >= 0:
             after = s.q[r].next
             new = n - begun
-            if s.q[r].ready > seen or s.i[i].running + new >= s.i[i].most or s.e[e].running + new >= each:
+            if s.q[r].ready > seen:
+                s.e[e].unseen = 1
+                return n
+            if s.i[i].running + new >= s.i[i].most or s.e[e].running + new >= each:
                 return n
             if left >= rules.budget and rules.policy != REQUEST_LEVEL:
                 return n
@@ -310,6 +314,8 @@ def decode_plan(s: State, t: StepTable, rules: Rules, e: int, now: float, width:
         return
     void(s, e)
     steps, have = min(s.s[e, 0].heap_key - s.e[e].steps, max(1, int(until - context))), room(s, i)
+    if s.e[e].unseen:
+        steps = 1  # what came while the step before ran is composed into the next one
     if growth(s, rules, e, steps) > have:
         low, high = 1, steps  # the first is sure to have room
         while high - low > 1:

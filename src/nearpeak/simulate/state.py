@@ -46,6 +46,7 @@ ENGINE = np.dtype(
         ("end", "f8"), ("start", "f8"), ("last", "f8"),  # of its plan, and the start of the plan's last step
         ("seen", "f8"),  # start of the step before: with scheduling ahead, what came later is not yet seen
         ("planned", "i8"),  # decode steps of the plan
+        ("unseen", "i8"),  # whether requests wait that came too late for the plan
         ("decoding", "i8"), ("contexts", "i8"), ("steps", "i8"),  # requests, the sum of their caches, steps done
         ("width", "i8"),  # requests of the batch when it began, for engines that pad to it
         ("head", "i8"), ("tail", "i8"), ("running", "i8"),  # its admitted requests, in that order

@@ -10,30 +10,32 @@ On this machine each worker is a process of its own, so that it is known which t
 dead workers; nearpeak must be installed on its machines, and what the function needs must travel with it.
 """
 
-import glob
 import hashlib
 import json
+import logging
 import math
 import os
 import pickle
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nearpeak import __version__
 from nearpeak.cost import stored
 from nearpeak.cost.files import WRITERS
 from nearpeak.errors import NearpeakError, UsageError
+from nearpeak.simulate.sweep_log import opened, write_sorted
 
 Task = dict[str, Any]
+Found = Generator[tuple[int, str], None, None]
+"""Places of tasks and their rows as JSON, as they get done."""
 REDONE = 2
 """Times that the task of a worker that died is tried again."""
 DIED = f"the process that carried it out died {REDONE + 1} times: out of memory, or killed"
@@ -73,7 +75,7 @@ def run(
         raise UsageError(f"{workers} workers; give at least 1, and none for a Ray cluster, whose cores are all used")
     work = _Work(function, _identity(stored.in_use()), stored.in_use())
     keys = _keys(tasks, work)
-    with _log(log_of(out), work.header(keys), keys) as (log, done):
+    with opened(log_of(out), work.header(keys), keys) as (log, done):
         left = [at for at, key in enumerate(keys) if key not in done]
         count = len(keys) - len(left)
         if progress is not None:
@@ -86,7 +88,7 @@ def run(
                 count += 1
                 if progress is not None:
                     progress(count, len(keys))
-        _write(log_of(out), out)
+        write_sorted(log_of(out), out)
     log_of(out).unlink()
 
 
@@ -162,66 +164,6 @@ def _keys(tasks: Sequence[Task], work: _Work) -> list[str]:
     return list(keys)
 
 
-# The log ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _log(path: Path, header: dict[str, str], keys: Sequence[str]) -> Iterator[tuple[IO[bytes], set[str]]]:
-    """The log, open at its end and ours alone, and the keys of the tasks that are done."""
-    ours = json.dumps(header).encode()
-    with path.open("a+b") as log:
-        _lock(path, log)
-        log.seek(0)
-        done: set[str] = set()
-        whole = 0  # bytes of whole lines: the last may have been cut off
-        for number, line in enumerate(log):
-            cut_off = not line.endswith(b"\n")
-            if number == 0 and not (cut_off and ours.startswith(line)):
-                _check_header(path, line, header)
-            if cut_off:
-                break
-            if number > 0:
-                done.add(_key(path, number, line, keys))
-            whole += len(line)
-        log.truncate(whole)
-        if whole == 0:
-            log.write(ours + b"\n")
-            log.flush()
-        yield log, done
-
-
-def _lock(path: Path, log: IO[bytes]) -> None:
-    if sys.platform == "win32":  # where files have other locks
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UsageError(f"another process is at this sweep: it holds {str(path)!r}") from None
-
-
-def _check_header(path: Path, line: bytes, header: dict[str, str]) -> None:
-    try:
-        theirs = json.loads(line)
-        differs = [f"its {name} is {theirs[name]}, not {ours}" for name, ours in header.items() if theirs[name] != ours]
-    except (ValueError, TypeError, KeyError):
-        raise UsageError(f"{str(path)!r} is not the log of a sweep; remove it or choose another output") from None
-    if differs:
-        raise UsageError(
-            f"{str(path)!r} is the log of another sweep ({'; '.join(differs)}); finish that one, remove the log, or "
-            "choose another output"
-        )
-
-
-def _key(path: Path, number: int, line: bytes, keys: Sequence[str]) -> str:
-    with suppress(ValueError, TypeError, KeyError, IndexError):
-        entry = json.loads(line)
-        if keys[entry["task"]] == entry["key"] and isinstance(entry["result"], dict):
-            return str(entry["key"])
-    raise UsageError(f"line {number + 1} of {str(path)!r} is damaged; remove that line, and its task is done again")
-
-
 # Who carries it out -----------------------------------------------------------------------------------------------
 
 
@@ -229,8 +171,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _on_cores(tasks: Sequence[Task], left: Sequence[int], work: _Work, workers: int) -> Iterator[tuple[int, str]]:
-    """Tasks by their places as they get done, on processes of this machine that have one task each at a time."""
+def _on_cores(tasks: Sequence[Task], left: Sequence[int], work: _Work, workers: int) -> Found:
+    """Carried out by processes of this machine, each of which has one task at a time."""
     import multiprocessing
 
     try:
@@ -318,35 +260,38 @@ def _carry_out(task: Task) -> str:
     return _received()(task)
 
 
-def _on_ray(tasks: Sequence[Task], left: Sequence[int], work: _Work, address: str) -> Iterator[tuple[int, str]]:
-    """Tasks by their places as they get done, on a cluster. Ray places them and redoes those of dead workers."""
+def _on_ray(tasks: Sequence[Task], left: Sequence[int], work: _Work, address: str) -> Found:
+    """Carried out by a cluster. Ray places the tasks and redoes those of dead workers."""
     try:
         import ray
         from ray import exceptions
     except ImportError:
         raise NearpeakError("Ray is not installed; `pip install nearpeak[ray]`, or leave the cluster out") from None
-    joined = not ray.is_initialized()
+    cluster: Any = ray  # which is typed in part
+    joined = not cluster.is_initialized()
     if joined:
         try:
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            _reach(address)
+            cluster.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (OSError, ValueError, RuntimeError) as error:
             raise NearpeakError(
                 f"no Ray cluster at {address!r}: {error}; start one with `ray start --head`, or give its address"
             ) from None
     died = (exceptions.WorkerCrashedError, exceptions.NodeDiedError, exceptions.OutOfMemoryError)
-    remote = ray.remote(max_retries=REDONE)(_carry_out_remotely)
-    held, running, following = ray.put(work), {}, iter(left)
+    remote = cluster.remote(max_retries=REDONE)(_carry_out_remotely)
+    running: dict[Any, int] = {}
+    held, following = cluster.put(work), iter(left)
     try:
         while True:
-            most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            most = AHEAD * max(1, int(cluster.cluster_resources().get("CPU", 1)))
             for at in islice(following, most - len(running)):
                 running[remote.remote(held, tasks[at])] = at
             if not running:
                 return
-            for reference in ray.wait(list(running), num_returns=1)[0]:
+            for reference in cluster.wait(list(running), num_returns=1)[0]:
                 at = running.pop(reference)
                 try:
-                    result = ray.get(reference)
+                    result = cluster.get(reference)
                 except exceptions.RayTaskError as error:
                     raise error.cause if isinstance(error.cause, NearpeakError) else _not_loaded(error.cause) from None
                 except died:
@@ -354,68 +299,19 @@ def _on_ray(tasks: Sequence[Task], left: Sequence[int], work: _Work, address: st
                 yield at, result
     finally:
         for reference in running:
-            ray.cancel(reference, force=True)
+            cluster.cancel(reference, force=True)
         if joined:
-            ray.shutdown()
+            cluster.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Fail where nothing listens at an address: Ray itself would try for minutes."""
+    import socket
+
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _carry_out_remotely(work: _Work, task: Task) -> str:
     return work(task)
-
-
-# The table --------------------------------------------------------------------------------------------------------
-
-
-def _write(log: Path, out: Path) -> None:
-    """Sort a log into a table, which appears whole or not at all."""
-    import duckdb
-
-    fields = ", ".join(f"{_quoted(name)} {kind}" for name, kind in _columns(log).items())
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    rows = (
-        f"read_json({_text(glob.escape(str(log)))}, format = 'newline_delimited', maximum_object_size = 1 << 28, "
-        f"columns = {{task: 'BIGINT', result: {_text(f'STRUCT({fields})')}}})"
-    )
-    query = f"select unnest(result) from (select * from {rows} where task is not null order by task)"
-    try:
-        with duckdb.connect() as connection:
-            connection.execute(f"copy ({query}) to {_text(str(partial))} ({WRITERS[out.suffix.lower()]})")
-        os.replace(partial, out)
-    except (duckdb.Error, OSError) as error:
-        raise NearpeakError(f"cannot write {str(out)!r} ({error}); the results are in {str(log)!r}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def _columns(log: Path) -> dict[str, str]:
-    """DuckDB's types of the columns, in the order in which the first tasks name them, whoever was done first."""
-    first: dict[str, tuple[int, int]] = {}
-    seen: dict[str, set[type]] = {}
-    with log.open(encoding="utf-8") as lines:
-        next(lines)
-        for line in lines:
-            entry = json.loads(line)
-            for place, (name, value) in enumerate(entry["result"].items()):
-                first[name] = min(first.get(name, (entry["task"], place)), (entry["task"], place))
-                if value is not None:
-                    seen.setdefault(name, set()).add(type(value))
-    order = sorted(first, key=lambda name: (name == "error", first[name]))
-    return {name: KINDS.get(frozenset(seen.get(name, ())), "VARCHAR") for name in order}
-
-
-KINDS = {
-    frozenset({bool}): "BOOLEAN",
-    frozenset({int}): "BIGINT",
-    frozenset({float}): "DOUBLE",
-    frozenset({int, float}): "DOUBLE",
-}
-"""DuckDB's types by those of a column's values; of others text."""
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(given: str) -> str:
-    return "'" + given.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""The page: a person chooses a model, hardware, traffic and goals, and sees the plan, its evidence and its launch files.
+"""The page: a person chooses model, hardware, traffic and goals, and sees the plan, its evidence and its launch files.
 
 A server on this machine and a page of plain HTML, CSS and JavaScript modules; plots by the plotly.js that comes with
 plotly, so nothing is asked of any network. Here live the form (``form``), the work that answers it, in a process of its

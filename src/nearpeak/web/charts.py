@@ -17,10 +17,17 @@ SHARES = np.concatenate([np.linspace(0.5, 98.5, 99), np.linspace(99, 99.9, 10)])
 """Percentiles at which a distribution is drawn."""
 STEPS = 1500
 """Engine steps that are drawn."""
+SEEN = 200
+"""Engine steps that are seen before one zooms out."""
 ENGINES = 16
 """Engines (pipeline stages of instances) that are drawn, the first of them."""
 MOMENTS = 400
 """Moments at which the requests in the system are counted."""
+
+
+def named(limit: Limit) -> str:
+    """A limit as people write it: p99 TTFT."""
+    return f"{limit}".replace("ttft", "TTFT").replace("tpot", "TPOT")
 
 
 def spread(result: Result, limits: Sequence[Limit]) -> Chart:
@@ -43,7 +50,7 @@ def spread(result: Result, limits: Sequence[Limit]) -> Chart:
                 "type": "scatter", "mode": "markers", "x": [limit.seconds], "y": [share], "showlegend": False,
                 "marker": {"symbol": "triangle-left", "size": 13, "color": COLOURS[limit.figure],
                            "line": {"color": "#FFFFFF", "width": 1}},
-                "hovertemplate": f"goal: {limit} at most {write.seconds(limit.seconds)}<extra></extra>",
+                "hovertemplate": f"goal: {named(limit)} at most {write.seconds(limit.seconds)}<extra></extra>",
             }
         )  # fmt: skip
     times = [x for trace in data for x in trace["x"] if x > 0]
@@ -70,7 +77,7 @@ def sensitivity(rows: Sequence[Mapping[str, Any]], limits: Sequence[Limit], rate
         over = [100 * row[f"{limit}"] / limit.seconds for row in rows]
         data.append(
             {
-                "type": "scatter", "mode": "lines+markers", "name": f"{limit}", "x": rates, "y": over,
+                "type": "scatter", "mode": "lines+markers", "name": named(limit), "x": rates, "y": over,
                 "line": {"color": COLOURS[limit.figure], "dash": dash},
                 "text": [write.seconds(row[f"{limit}"]) for row in rows],
                 "hovertemplate": "%{x:.3s} requests/s: %{text}, %{y:.0f} % of the limit<extra></extra>",
@@ -100,6 +107,7 @@ def sensitivity(rows: Sequence[Mapping[str, Any]], limits: Sequence[Limit], rate
 def timeline(result: Result) -> Chart:
     """What engines do in the first seconds of a run; below, the requests in the system all the while."""
     spans = result.timeline[result.timeline["engine"] < ENGINES][:STEPS]
+    window = float(spans["end"][:SEEN][-1]) if len(spans) else 1.0
     prompts, users = spans["tokens"] > 0, spans["decoding"] > 0
     kinds = {
         "decode": (~prompts, BLUE),
@@ -113,7 +121,7 @@ def timeline(result: Result) -> Chart:
         "layout": layout(
             barmode="overlay",
             height=430,
-            xaxis=axis("seconds", anchor="y"),
+            xaxis=axis("seconds", anchor="y", range=[0.0, window]),
             yaxis={"domain": [0.5, 1], "automargin": True, "type": "category", "autorange": "reversed"},
             xaxis2=axis("seconds", anchor="y2"),
             yaxis2=axis("requests", domain=[0, 0.33], rangemode="tozero"),
@@ -138,7 +146,7 @@ def _steps(name: str, spans: NDArray[np.void], colour: str) -> Chart:
 
 def _in_system(result: Result) -> list[Chart]:
     """Requests that wait for their first token, and that are being answered."""
-    if result.requests is None:
+    if result.requests is None or result.completed == 0:
         return []
     arrival, first, finish = (np.sort(result.requests[name]) for name in ("arrival", "first", "finish"))
     moments = np.linspace(0.0, float(finish[-1]), MOMENTS)

@@ -248,7 +248,7 @@ def _source(fields: _Fields, form: Form) -> Traffic | Trace | None:
         if "speed_up" in fields.errors:
             return None
         with fields.field("trace"):
-            trace = parse_trace(form.trace.splitlines(), "trace", form.time_unit / form.speed_up)
+            trace = parse_trace(form.trace.splitlines(), "given", form.time_unit / form.speed_up)
             if len(trace.arrival) < 20 or not trace.rate < float("inf"):
                 raise UsageError(f"{len(trace.arrival)} requests in no time or too few of them; give at least 20")
             return trace

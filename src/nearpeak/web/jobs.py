@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import secrets
+import signal
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -123,7 +124,8 @@ def _event(kind: str, value: dict[str, Any]) -> bytes:
 
 
 def _child(connection: Connection) -> None:
-    """Runs in the process of a job."""
+    """Runs in the process of a job. The server ends it; a person's Ctrl-C is for the server."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     from nearpeak.web.work import Out, plain, work
 
     try:

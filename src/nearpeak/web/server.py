@@ -8,7 +8,7 @@ a job keeps in memory.
 
 import ipaddress
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -221,16 +221,23 @@ def _catalogue() -> bytes:
             "name": one.name, "title": one.title, "memory": one.memory_capacity, "price": one.price_per_hour,
             "count": node_of(one.name).count,
         }
-        for one in devices().values()
+        for one in sorted(devices().values(), key=lambda one: one.title)
     ]  # fmt: skip
     value = {
         "version": __version__,
         "models": models,
-        "devices": sorted(kinds, key=lambda one: one["title"]),
+        "devices": kinds,
         "techniques": sorted(techniques()),
         "defaults": msgspec.to_builtins(DEFAULT),
     }
     return msgspec.json.encode(plain(value))
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def open_page(host: str, port: int, browser: bool) -> None:
@@ -253,7 +260,10 @@ def open_page(host: str, port: int, browser: bool) -> None:
         raise UsageError(f"cannot listen on {host} port {port}: {error}; choose another --port or --host") from error
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/"
     print(f"nearpeak is at {address} (Ctrl-C ends it)", flush=True)
+    if host != "localhost" and not _loopback(host):
+        print("Whoever reaches this address can start work on this machine.", flush=True)
     if browser:
         threading.Timer(0.5, webbrowser.open, (address,)).start()
     config = uvicorn.Config(app(host), log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])

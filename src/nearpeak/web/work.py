@@ -17,12 +17,12 @@ import numpy as np
 from nearpeak.errors import NearpeakError, UsageError
 from nearpeak.export import launch_files
 from nearpeak.plan import Explained, Plans, base_setup, explain, explained, plan, record, shortlist, variants
-from nearpeak.plan.serving import RATES, Limit, ServingPlans, Trial, plan_serving
+from nearpeak.plan.serving import RATES, ServingPlans, Trial, deployed, plan_serving
 from nearpeak.report import charts as plots
 from nearpeak.report import format as write
 from nearpeak.report import tables, words
 from nearpeak.setup import Pool, Setup
-from nearpeak.simulate.deploy import deploy, knee
+from nearpeak.simulate.deploy import knee
 from nearpeak.simulate.results import Result, Targets
 from nearpeak.simulate.serving import Deployment, serve
 from nearpeak.simulate.timeline import trace_events
@@ -90,10 +90,14 @@ def work(raw: Any, out: Out) -> None:  # noqa: ANN401 (plain JSON values)
 
 
 def _closed(asked: Asked, out: Out) -> None:
-    """Every Setup priced at full load."""
+    """Every Setup priced at full load, and ranked by what it costs at the rate that is asked for."""
     told = out.said("pricing every configuration")
     goal = asked.goal
     plans = plan(asked.model, asked.fleets, goal, asked.isl, asked.osl, (asked.engine,), progress=told)
+    if asked.objective == "cost":
+        plans = replace(
+            plans, candidates=tuple(sorted(plans.candidates, key=lambda one: (_hourly(one.setup), one.score)))
+        )
     best = [explained(candidate) for candidate in shortlist(plans, TOP)]
     out.send("part", {"part": "closed", **_searched(plans)} | _miss(plans, best))
     if best:
@@ -105,7 +109,7 @@ def _closed(asked: Asked, out: Out) -> None:
 def _searched(plans: Plans) -> dict[str, Any]:
     said = (
         f"{write.number(plans.priced)} configurations priced in {write.seconds(plans.seconds)}; "
-        f"{write.number(plans.started)} start, {write.number(plans.met)} meet the goals in the mean."
+        f"{write.number(plans.started)} start, {write.number(plans.met)} meet the goals in the mean. Whether percentiles hold, only a simulation says."
     )
     return {"text": said + "".join(f" Left out: {reason}." for reason in plans.left_out.values())}
 
@@ -126,11 +130,9 @@ def _shown(one: Explained, name: str, out: Out, trial: Trial | None = None) -> d
         launch: dict[str, Any] = {"files": files, "zip": f"{name}.zip"}
     except NearpeakError as error:
         launch = {"error": str(error)}
-    price = setup.node.device.price_per_hour
-    hourly = (math.nan if price is None else price) * float(setup.devices)
-    row = {
+    row: dict[str, Any] = {
         "devices": words.devices(setup), "layout": words.layouts(setup), "formats": words.formats(setup),
-        "batch": words.batches(setup), "hourly": write.dollars(hourly), "bound": one.bottleneck,
+        "batch": words.batches(setup), "hourly": write.dollars(_hourly(setup)), "bound": one.bottleneck,
         "evidence": str(figures["tpot"].evidence),
     }  # fmt: skip
     if trial is None:
@@ -163,12 +165,20 @@ def _shown(one: Explained, name: str, out: Out, trial: Trial | None = None) -> d
     }
 
 
+def _hourly(setup: Setup) -> float:
+    """Dollars per hour of all devices, nan where no price is known."""
+    price = setup.node.device.price_per_hour
+    return (math.nan if price is None else price) * float(setup.devices)
+
+
 def goals_row(trial: Trial) -> list[dict[str, Any]]:
     """Each goal's figure in a trial, beside what it may be."""
     rows = []
     for limit, mean, half in zip(trial.limits, trial.means.tolist(), trial.halves.tolist(), strict=True):
         spread = f" ± {write.seconds(half)}" if math.isfinite(half) else ""
-        rows.append({"goal": str(limit), "value": write.seconds(mean) + spread, "holds": mean <= limit.seconds})
+        rows.append(
+            {"goal": charts.named(limit), "value": write.seconds(mean) + spread, "holds": mean <= limit.seconds}
+        )
     return rows
 
 
@@ -251,9 +261,9 @@ def _run(asked: Asked, setup: Setup, out: Out, found: ServingPlans | None = None
     """One deployment under the traffic: percentiles, timeline, and what it does at other rates."""
     told = out.said("simulating the plan")
     requests = asked.replication(0)
-    longest = min(asked.model.context, max(32, int((requests.isl + requests.osl).max())))
-    deployment = deploy(setup, longest=longest)
-    targets = Targets(**{limit.figure: limit.seconds for limit in asked.limits})
+    deployment = deployed(setup, min(asked.model.context, int((requests.isl + requests.osl).max())))
+    strictest = sorted(asked.limits, key=lambda limit: limit.of or 0.0)  # the last of a figure counts
+    targets = Targets(**{limit.figure: limit.seconds for limit in strictest})
     total = len(requests.isl)
     result = serve(deployment, requests, targets=targets, timeline=TIMELINE, progress=lambda n: told(n, total))
     rows = found.sensitivity if found is not None else _other_rates(asked, deployment)
@@ -296,7 +306,7 @@ def _percentiles(result: Result) -> list[dict[str, str]]:
 def _facts(result: Result, most: float) -> dict[str, str]:
     return {
         "requests": write.number(result.offered),
-        "within all goals' limits": write.share(result.met / max(result.offered, 1)),
+        "within the limits": write.share(result.met / max(result.offered, 1)),
         "served": write.rate(result.request_rate, "requests/s"),
         "at most (knee)": write.rate(most, "requests/s"),
         "answers": write.rate(result.token_rate, "tokens/s"),
@@ -332,6 +342,3 @@ def plain(value: Any) -> Any:  # noqa: ANN401 (values of many types)
         case float() if not math.isfinite(value):
             return None
     return value
-
-
-__all__ = ["Chosen", "Job", "Limit", "Out", "chosen", "plain", "work", "zipped"]

@@ -248,6 +248,18 @@ class Trace:
         part = slice(start, start + n)
         return Requests(self.arrival[part] - self.arrival[start], self.isl[part], self.osl[part])
 
+    def resampled(self, seed: int, stretch: int = 200) -> Requests:
+        """As many requests as the trace has, in stretches of it drawn with replacement (a moving-block bootstrap).
+
+        Within a stretch of ``stretch`` requests bursts and lengths stay as they were recorded.
+        """
+        n = len(self.arrival)
+        stretch = min(stretch, n)
+        starts = np.random.default_rng(seed).integers(n - stretch + 1, size=-(-n // stretch))
+        index = (starts[:, None] + np.arange(stretch)).ravel()[:n]
+        gaps = np.diff(self.arrival, prepend=self.arrival[0])
+        return Requests(np.cumsum(gaps[index]), self.isl[index], self.osl[index])
+
     @property
     def mean_isl(self) -> float:
         """Mean tokens of a prompt."""

@@ -6,6 +6,7 @@ const NUMBERS = ["rate", "burstiness", "isl", "osl", "spread", "speed_up", "requ
 const FIGURES = { ttft: "first token", tpot: "later token", latency: "whole answer" };
 const PERCENTILES = [50, 90, 99];
 let catalogue;
+let uploaded = ""; // the text of the file that was chosen
 
 export function fill(found) {
   catalogue = found;
@@ -21,7 +22,12 @@ export function fill(found) {
   by("add").addEventListener("click", () => addDevice().querySelector("input").focus());
   by("model").addEventListener("input", describe);
   by("config").addEventListener("input", describe);
-  by("file").addEventListener("change", async () => { by("trace").value = (await by("file").files[0]?.text()) ?? ""; });
+  by("file").addEventListener("change", async () => {
+    const file = by("file").files[0];
+    uploaded = (await file?.text()) ?? "";
+    by("file-note").textContent = file ? `${file.name} is used, ${uploaded.split("\n").length.toLocaleString("en")} lines.` : "";
+    by("trace").disabled = Boolean(file);
+  });
   for (const radio of document.getElementsByName("source")) radio.addEventListener("change", showSource);
   describe();
   showSource();
@@ -85,7 +91,7 @@ export function read() {
     objective: by("objective").value, simulate: by("simulate").checked };
   for (const name of NUMBERS) form[name] = number(by(name));
   form.time_unit = Number(by("time_unit").value);
-  form.trace = traced ? by("trace").value || " " : "";
+  form.trace = traced ? uploaded || by("trace").value || " " : "";
   form.devices = [...by("devices").children].map((row) => Object.fromEntries([...row.querySelectorAll("input")].map((input) =>
     [input.dataset.part, input.dataset.part === "name" ? input.value.trim() : number(input)])));
   form.goals = [...by("goals").querySelectorAll("input")].filter((input) => input.value.trim() !== "").map((input) =>

@@ -6,6 +6,7 @@ import { fill, mistakes, read } from "./form.js";
 import { current, part, start } from "./view.js";
 
 let running = null; // {job, source}
+let turn = 0; // of what was asked for last; an answer to anything before comes too late
 
 function say(text, bad = false) {
   by("said").textContent = text;
@@ -15,22 +16,26 @@ function say(text, bad = false) {
 function working(on) {
   by("plan").disabled = on;
   by("cancel").hidden = !on;
-  by("progress").hidden = !on;
+  by("work").hidden = !on;
+  by("count").textContent = "";
   document.body.dataset.state = on ? "working" : "idle";
 }
+
+const end = (job) => fetch(`/api/jobs/${job}`, { method: "DELETE", keepalive: true });
 
 async function cancel() {
   const ended = running;
   running = null;
+  turn += 1;
   working(false);
-  if (!ended) return;
-  ended.source?.close();
-  await fetch(`/api/jobs/${ended.job}`, { method: "DELETE" });
+  ended?.source.close();
+  if (ended) await end(ended.job);
 }
 
 // Starts a job and shows its events; ``asked`` is the plan that is to be simulated, if one is.
 async function begin(form, asked) {
   await cancel();
+  const mine = turn;
   mistakes({}, form);
   working(true);
   say("Checking");
@@ -44,6 +49,7 @@ async function begin(form, asked) {
     working(false);
     return say("The server does not answer; is nearpeak web still running?", true);
   }
+  if (mine !== turn) return answer.job && end(answer.job);
   if (!response.ok) return failed(answer.errors, form);
   const { job } = answer;
   if (!asked) start(job, (plan) => begin(form, plan));
@@ -76,7 +82,8 @@ async function begin(form, asked) {
 
 function progress({ text, done, total }) {
   const known = total > 0;
-  say(known ? `${text}: ${done} of ${total}` : text);
+  if (by("said").textContent !== text) say(text);
+  by("count").textContent = known ? `${done} of ${total}` : "";
   if (known) Object.assign(by("progress"), { max: total, value: done });
   else by("progress").removeAttribute("value");
 }
@@ -105,5 +112,6 @@ colour(COLOURS.includes(localStorage.getItem("colours")) ? localStorage.getItem(
 
 fill(await (await fetch("/api/catalogue")).json());
 by("form").addEventListener("submit", (event) => { event.preventDefault(); begin(read()); });
-by("cancel").addEventListener("click", async () => { await cancel(); say("Cancelled. What had come is below."); });
+by("cancel").addEventListener("click", () => { cancel(); say("Cancelled. What had come is below."); });
+addEventListener("pagehide", () => { if (running) end(running.job); });
 document.body.dataset.state = "idle";

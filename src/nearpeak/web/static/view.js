@@ -3,7 +3,7 @@
 import { by, lines, make, table } from "./dom.js";
 import { draw } from "./draw.js";
 
-const TITLES = { served: "Under the traffic, simulated", closed: "At full load, closed forms" };
+const TITLES = { served: "Under the traffic, simulated", closed: "In the mean, closed forms" };
 let shown; // what has come so far: {closed, served, pareto, runs, plans: {closed, served}, job}
 let at; // {of, rank}: the plan that is looked at
 let simulate; // what simulates a plan
@@ -81,16 +81,16 @@ function cards(plan) {
     : [card("mean time to first token", row.ttft, `80 % ${row.ttft_span}`), card("mean time per later token", row.tpot, `80 % ${row.tpot_span}`)];
   return make("div", { class: "cards" }, card(`plan ${at.rank + 1}`, row.devices, row.layout.join(", ")),
     card("formats", row.formats, `batch ${row.batch.join(", ")}`), ...figures,
-    card("a million tokens", row.dollars, `${row.joules}, ${row.carbon} CO₂`), card("in all", `${row.hourly}/h`, `${row.output} a device`));
+    card(row.goals ? "a million tokens" : "a million, at full load", row.dollars, `${row.joules}, ${row.carbon} CO₂`), card("in all", `${row.hourly}/h`, `${row.output} a device`));
 }
 
 function ranking() {
   const known = ["served", "closed"].filter((of) => shown.plans[of]);
-  const tabs = make("div", { class: "tabs", role: "tablist", "aria-label": "How plans are ranked" }, known.map((of) => make("button",
-    { type: "button", role: "tab", id: `tab-${of}`, "aria-selected": String(of === at.of), onclick: () => choose(of, 0) }, TITLES[of])));
+  const tabs = make("div", { class: "tabs", role: "group", "aria-label": "How plans are ranked" }, known.map((of) => make("button",
+    { type: "button", id: `rank-${of}`, "aria-pressed": String(of === at.of), onclick: () => choose(of, 0) }, TITLES[of])));
   const served = at.of === "served";
   const heads = [["", ""], ["devices", "wraps"], ["layout", ""], ["formats", "wraps"], ["batch", "n"],
-    ...(served ? [["goals", ""]] : [["TTFT", "n"], ["TPOT", "n"]]), ["tokens/s a device", "n"], ["$/h", "n"], ["a million tokens", "n"], ["bound by", ""]];
+    ...(served ? [["goals", ""]] : [["TTFT", "n"], ["TPOT", "n"]]), ["tokens/s a device", "n"], ["$/h", "n"], [served ? "a million tokens" : "a million tokens, full load", "n"], ["bound by", ""]];
   const rows = shown.plans[at.of].map(({ row }, rank) => ({ class: rank === at.rank ? "chosen" : null, cells: [
     make("label", { class: "check" }, make("input", { type: "radio", name: "chosen", id: `choose-${at.of}-${rank}`, checked: rank === at.rank,
       "aria-label": `Plan ${rank + 1}`, onchange: () => choose(at.of, rank) }), ` ${rank + 1}`),
@@ -109,10 +109,10 @@ function launch(plan) {
   const copy = make("button", { type: "button", id: "copy", class: "main", onclick: () => copied(copy, code.textContent) }, "Copy");
   const show = (name) => {
     code.textContent = plan.launch.files[name];
-    for (const tab of tabs.children) tab.setAttribute("aria-selected", String(tab.textContent === name));
+    for (const tab of tabs.children) tab.setAttribute("aria-pressed", String(tab.textContent === name));
   };
-  const tabs = make("div", { class: "tabs", role: "tablist", "aria-label": "Launch files" },
-    names.map((name) => make("button", { type: "button", role: "tab", onclick: () => show(name) }, name)));
+  const tabs = make("div", { class: "tabs", role: "group", "aria-label": "Launch files" },
+    names.map((name) => make("button", { type: "button", onclick: () => show(name) }, name)));
   show(names[0]);
   const away = make("a", { class: "button", id: "download", href: `/api/jobs/${shown.job}/files/${plan.launch.zip}`, download: "" }, "Download all");
   return make("section", {}, make("div", { class: "line" }, make("h2", {}, `Launch plan ${at.rank + 1}`), make("div", {}, copy, away)),
@@ -148,5 +148,5 @@ function traffic(run, plot) {
     make("section", {}, make("div", { class: "line" }, make("h2", {}, `Plan ${at.rank + 1} under the traffic`), away), warned, facts, table(heads, rows, "Times of requests")),
     pair(plot("spread", "How long requests take", "A curve that passes left of its triangle keeps that goal.", run.spread),
       plot("sensitivity", "At other rates", "Each goal's figure over its limit; above 100 % it is broken.", run.sensitivity)),
-    plot("timeline", "Timeline", "What engines do at first; below, requests in the system over the whole run.", run.timeline, { height: 430 }));
+    plot("timeline", "Timeline", "What engines do at first (drag to pan or zoom, double-click for all); below, requests in the system over the whole run.", run.timeline, { height: 430 }));
 }
