@@ -7,7 +7,7 @@ MEASUREMENTS ?= ../shared/measurements
 GOAL ?= --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: plan test lint types contracts tests test-slow benchmark docs accuracy calibration lock clean
+.PHONY: plan test lint types contracts tests test-slow benchmark docs accuracy calibration community lock clean
 
 plan: $(BASE)/installed
 	$(BASE)/bin/nearpeak plan $(MODEL) $(GOAL)
@@ -33,6 +33,7 @@ test-slow: $(FULL)/installed
 benchmark: $(FULL)/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/operator_throughput.py
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/plan_throughput.py
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/simulate_throughput.py
 
 docs: $(FULL)/installed
 	$(FULL)/bin/python tools/write_docs.py
@@ -40,6 +41,10 @@ docs: $(FULL)/installed
 # The board of docs/accuracy.md, with everything left out of the fit in turn: some twenty minutes.
 accuracy: $(FULL)/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python tools/write_accuracy.py $(MEASUREMENTS) docs/accuracy.md
+
+# The learned scheduler of `nearpeak fleet community`: some two minutes.
+community: $(FULL)/installed
+	OMP_NUM_THREADS=1 $(FULL)/bin/python -m nearpeak.fleet.community_policy
 
 # What ships: fitted on the measurements again, and put in place of the old.
 calibration: $(FULL)/installed

@@ -118,7 +118,6 @@ GPU = Option("gpu", str, "A device of the catalogue (nearpeak hardware lists the
 def topics_of(room: str, modules: tuple[str, ...]) -> dict[str, Topic]:
     """The topics that modules of a room hold as ``TOPIC``, by name in alphabetical order. They are imported now."""
     from importlib import import_module
-    from importlib.util import find_spec
 
-    found: list[Topic] = [import_module(f"{room}.{m}").TOPIC for m in modules if find_spec(f"{room}.{m}")]
+    found: list[Topic] = [import_module(f"{room}.{m}").TOPIC for m in modules]
     return {topic.name: topic for topic in sorted(found, key=lambda t: t.name)}

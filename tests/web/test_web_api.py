@@ -118,6 +118,7 @@ def test_limits_that_nothing_meets_name_the_nearest(client):
         ({"model": "Qwen/Qwen9"}, "model", "unknown model"),
         ({"model": ""}, "model", "no model"),
         ({"config": "{"}, "config", "no JSON"),
+        ({"config": "{}", "model": "a\nb"}, "config", "one line"),
         ({"config": '{"model_type": "abacus"}'}, "config", "abacus"),
         ({"engine": "abacus"}, "engine", "vllm"),
         ({"devices": []}, "devices", "no devices"),
@@ -128,7 +129,7 @@ def test_limits_that_nothing_meets_name_the_nearest(client):
         ({"devices": 2 * [{"name": "h100", "least": 1, "most": 2}]}, "devices", "twice"),
         ({"rate": -1}, "rate", "-1"),
         ({"rate": None}, "form.rate", "null"),
-        ({"isl": 0}, "isl", "at least 1"),
+        ({"isl": 0}, "isl", "give 1 to"),
         ({"osl": 10**6}, "isl", "exceed"),
         ({"spread": -0.5}, "spread", "-0.5"),
         ({"burstiness": -1}, "burstiness", "-1"),
@@ -290,20 +291,18 @@ def test_a_taken_port_is_said(served):
         open_page("127.0.0.1", int(served.rpartition(":")[2]), False)
 
 
-def test_without_fastapi_the_command_names_the_extra(monkeypatch):
+def test_without_fastapi_the_command_names_the_extra(monkeypatch, capsys):
     import sys
 
-    from click.testing import CliRunner
-
-    from nearpeak.cli import nearpeak
-    from nearpeak.errors import NearpeakError
+    from nearpeak.cli import main
 
     monkeypatch.setitem(sys.modules, "fastapi", None)
     for name in [n for n in sys.modules if n.startswith("nearpeak.web")]:
         monkeypatch.delitem(sys.modules, name)
-    found = CliRunner().invoke(nearpeak, ["web", "--no-browser"])
-    assert isinstance(found.exception, NearpeakError)
-    assert "pip install nearpeak[web]" in str(found.exception)
+    monkeypatch.setattr("sys.argv", ["nearpeak", "web", "--no-browser"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "pip install nearpeak[web]" in capsys.readouterr().err
 
 
 @pytest.mark.slow

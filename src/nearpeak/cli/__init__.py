@@ -55,6 +55,11 @@ for _command in (
     nearpeak.add_command(_command)
 
 
+EXTRAS = {"numba": "simulate", "scipy": "simulate", "ray": "ray", "fastapi": "web", "uvicorn": "web", "torch": "torch",
+          "transformers": "torch", "cryptography": "torch"}  # fmt: skip
+"""The extra that brings a package which the base does without."""
+
+
 def main() -> None:
     """Run the command line; errors that a person can act on end it with one message and their exit code."""
     try:
@@ -62,6 +67,11 @@ def main() -> None:
     except NearpeakError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        click.echo(f"error: this needs {error.name}: pip install nearpeak[{EXTRAS[error.name]}]", err=True)
+        sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -1,5 +1,6 @@
 """``nearpeak simulate``: a deployment under traffic, a recorded run replayed, and schedules inside a device."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ SIZE = click.IntRange(1, MOST_DEVICES)
 @click.option("--ttft", type=float, help="Target of each request in seconds, to the first token.")
 @click.option("--tpot", type=float, help="Target of each request in seconds, per later token.")
 @click.option("--latency", type=float, help="Target of each request in seconds, in all.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn at random.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write a line per request here (Parquet or CSV).")
 @click.option("--timeline", type=click.Path(path_type=Path), help="Write a trace for Perfetto here (JSON).")
 @calibration_option
@@ -113,8 +114,8 @@ def requests_of(given: dict[str, Any]) -> Any:  # noqa: ANN401 (a Feed; numba st
     if len(ways) != 1:
         raise UsageError(f"{' and '.join(ways) or 'no traffic'} given; give one of --trace, --rate and --concurrency")
     if given["trace"] is not None:
-        if not given["speed_up"] > 0:
-            raise UsageError(f"--speed-up {given['speed_up']} must be above 0")
+        if not 0 < given["speed_up"] < math.inf:
+            raise UsageError(f"--speed-up {given['speed_up']} must be a number above 0")
         trace = given["trace"]
         if not isinstance(trace, Trace):
             trace = read_trace(trace, given["time_unit"])
@@ -219,7 +220,7 @@ def _written(record: dict[str, Any]) -> dict[str, Any]:
 @click.command("replay", short_help="A recorded run, simulated from its arrivals and settings.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--model", help="Config of the model, where the run's name is in no catalogue.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn at random.")
 @click.option("--timeline", type=click.Path(path_type=Path), help="Write a trace for Perfetto here (JSON).")
 @calibration_option
 @json_option

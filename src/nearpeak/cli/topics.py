@@ -48,7 +48,7 @@ class Topics(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that is named, else the default with all arguments."""
         if self.default is not None and args[0] not in self.commands and args[0] not in self.found():
-            return ctx.info_name, self.default, args
+            return self.default.name, self.default, args
         return super().resolve_command(ctx, args)
 
 

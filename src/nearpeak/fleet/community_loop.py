@@ -118,7 +118,7 @@ def _release(trace: Trace, state: State, card: int) -> None:
 def _happen(trace: Trace, state: State) -> bool:
     """The next arrival, toggle or completion; whether there was one. Tasks whose deadline has passed expire."""
     cursor = state.cursor
-    card = np.argmin(state.finish)
+    card = int(np.argmin(state.finish))
     arrival = trace.arrival[cursor[NEXT]] if cursor[NEXT] < trace.arrival.size else np.inf
     toggle = trace.toggle[cursor[TOGGLE]] if cursor[TOGGLE] < trace.toggle.size else np.inf
     now = min(arrival, toggle, state.finish[card])
@@ -142,7 +142,7 @@ def _happen(trace: Trace, state: State) -> bool:
         _enqueue(trace, state, cursor[NEXT])
         cursor[NEXT] += 1
     else:
-        card = trace.toggled[cursor[TOGGLE]]
+        card = int(trace.toggled[cursor[TOGGLE]])
         cursor[TOGGLE] += 1
         if state.up[card]:
             state.stayed[card] += now - state.since[card]

@@ -88,6 +88,10 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
         columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"a request has no number for {error}; it needs {', '.join(names)}") from None
+    for name, column in columns.items():
+        if not np.isfinite(column).all():
+            at = int(np.argmin(np.isfinite(column)))
+            raise UsageError(f"request {at}: {name} = {column[at]}; a finite number is needed")
     order = np.argsort(columns["arrival_time"], kind="stable")
     columns = {name: column[order] for name, column in columns.items()}
     arrival = columns["arrival_time"] - columns["arrival_time"][0]
@@ -102,11 +106,13 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
 
 def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Setup:
     """The Setup that the engine was started with."""
-    try:
-        kwargs, hardware = meta["engine_kwargs"], meta["hardware"]
-        model, device = read(meta["model"]), str(hardware["device_name"])
-    except KeyError as error:
-        raise UsageError(f"'{folder}/vllm/meta.json' has no {error}") from None
+    for name, kind in (("engine_kwargs", dict), ("hardware", dict), ("model", str)):
+        if not isinstance(meta.get(name), kind):
+            raise UsageError(f"'{folder}/vllm/meta.json': {name} is {meta.get(name)!r}; it needs {WRITTEN[kind]}")
+    kwargs, hardware = meta["engine_kwargs"], meta["hardware"]
+    if "device_name" not in hardware:
+        raise UsageError(f"'{folder}/vllm/meta.json' has no device_name of its hardware")
+    model, device = read(meta["model"]), str(hardware["device_name"])
     node = _node(device, int(hardware.get("device_count", 1)))
     quantized = kwargs.get("quantization")
     stored = code(str(quantized)) if quantized in FORMATS_BY_NAME else None
@@ -131,6 +137,8 @@ def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Se
 
 
 FORMATS_BY_NAME = {found.name for found in FORMATS}
+WRITTEN = {dict: "an object", str: "a text"}
+"""Types of JSON values, as errors call them."""
 
 
 def _node(device: str, count: int) -> Node:
@@ -174,15 +182,25 @@ def replay(run: Recorded, seed: int = 0) -> Result:
 
 
 def comparison(run: Recorded, result: Result) -> list[dict[str, Any]]:
-    """Mean and percentiles of each figure: simulated, recorded, and the first over the second."""
+    """Mean and percentiles of each figure: simulated, recorded, and the first over the second.
+
+    Of the requests that the simulation served; a figure is left out where none has it, as TPOT of answers of one token.
+    """
     assert result.requests is not None
+    served = result.requests["id"]
+    several = result.requests["osl"] > 1
     rows = []
     for figure in FIGURES:
+        both = result.requests[figure], run.requests[figure][served]
+        if figure == "tpot":
+            both = both[0][several], both[1][several]
+        if not len(both[0]):
+            continue
         for name, statistic in STATISTICS.items():
-            simulated, recorded = (float(statistic(r[figure])) for r in (result.requests, run.requests))
+            simulated, recorded = (float(statistic(times)) for times in both)
             rows.append(
                 {"figure": figure, "of": name, "simulated_time": simulated, "recorded_time": recorded,
-                 "ratio": simulated / recorded}
+                 "ratio": simulated / recorded if recorded > 0 else float("nan")}
             )  # fmt: skip
     return rows
 

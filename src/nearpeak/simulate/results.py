@@ -47,7 +47,7 @@ class Sketch:
         cumulative = np.cumsum(self.counts)
         if cumulative[-1] == 0:
             return float("nan")
-        place = int(np.searchsorted(cumulative, q / 100 * cumulative[-1]))
+        place = int(np.searchsorted(cumulative, max(q / 100 * cumulative[-1], 1)))
         return float(LEAST * RATIO ** (min(place, BINS - 1) + 0.5))
 
     def above(self, limit: float) -> float:
@@ -85,10 +85,12 @@ class Result:
         offered, completed, rejected: requests. met: those within their class's targets.
         tokens: of answers. prompt_tokens: computed; cached_tokens: found in the cache.
         preemptions: times that a request gave up its memory.
-        span: seconds from the first arrival to the last token. backlog: requests in the system when the last arrived.
+        span: seconds from the first arrival to the last token. backlog: requests in the system when the last arrived,
+            ``offered_span`` seconds after the first.
         busy: share of time that devices worked, by instance. joules: of all devices, waiting included.
         devices: of all instances.
         timeline: plans carried out, the first of them (see ``state.SPAN``).
+        closed: clients sent a request only when their last was answered, so that no queue could grow.
     """
 
     sketches: dict[str, Sketch]
@@ -108,6 +110,7 @@ class Result:
     joules: float
     devices: float
     timeline: NDArray[np.void]
+    closed: bool = False
 
     @property
     def request_rate(self) -> float:
@@ -126,15 +129,23 @@ class Result:
 
     @property
     def saturated(self) -> bool:
-        """Whether requests came faster than they were served: the backlog at the last arrival took longer to serve
-        than a tenth of the time in which all arrived, and more than twice the median latency.
+        """Whether requests came faster than they were served: at the last arrival more were in the system than are
+        served at once (Little's law: the rate times the latency of one that does not queue), by more than chance adds
+        where the two rates are alike (a random walk of as many steps: three times its deviation).
+
+        Of a rate hardly above what is served, a run that lasts only a few latencies cannot tell.
         """
-        drained = self.span - self.offered_span
-        return drained > 0.1 * self.offered_span and self.backlog > 0 and drained > 2 * self._unhurried
+        if self.closed or not self.completed:
+            return False
+        own = self._unhurried
+        at_once = self.completed * own / max(self.span - own, self.offered_span, own)
+        return bool(self.backlog > at_once + 3 * np.sqrt(self.offered))
 
     @property
     def _unhurried(self) -> float:
-        return self.sketches["tpot"].percentile(50) * max(1.0, self.tokens / max(self.completed, 1))
+        """Seconds that a request takes when it does not queue: in a growing queue only the first do not."""
+        later = self.sketches["tpot"].percentile(50) * self.tokens / self.completed if self.sketches["tpot"].n else 0.0
+        return self.sketches["ttft"].percentile(10) + later
 
     def percentiles(self) -> dict[str, dict[str, float]]:
         """Mean and percentiles by figure."""
@@ -144,9 +155,11 @@ class Result:
         }
 
     def percentile(self, figure: str, q: float) -> float:
-        """A percentile of a figure: exact where requests were kept, else to 0.05 %."""
+        """A percentile of a figure: exact where requests were kept, else to 0.05 %. Answers of one token have no TPOT."""
         if self.requests is not None and figure in FIGURES:
             values = self.requests[figure]
+            if figure == "tpot":
+                values = values[self.requests["osl"] > 1]
             return float(np.percentile(values, q)) if len(values) else float("nan")
         return self.sketches[figure].percentile(q)
 

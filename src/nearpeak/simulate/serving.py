@@ -118,7 +118,7 @@ class Deployment:
 
     @property
     def room(self) -> int:
-        """Tokens of the longest request that can be served: of the context, and of the smallest cache with its drafts."""
+        """Tokens of the longest request that can be served, by context and by the smallest cache less its drafts."""
         cache = self.block * min(one.blocks for one in self.instances) - self.speculation.draft
         return min(self.longest, cache)
 
@@ -229,7 +229,7 @@ def serve(
         if progress is not None:
             progress(made.seen)
         if reason == loop.ENDED:
-            return made.result(deployment, s)
+            return made.result(deployment, s, clients > 0)
 
 
 def _parts(requests: Feed) -> Iterator[Feed]:
@@ -270,11 +270,11 @@ class _Collected:
         if self.kept is not None:
             self.kept.append(out)
 
-    def result(self, deployment: Deployment, s: State) -> Result:
+    def result(self, deployment: Deployment, s: State, closed: bool) -> Result:
         """The run as a whole."""
         g = s.g.view(np.recarray)[0]
         start = self.first if np.isfinite(self.first) else 0.0
-        span, offered_span = float(g.last_end) - start, float(g.last_arrival) - start
+        span, offered_span = max(float(g.last_end) - start, 0.0), float(g.last_arrival) - start
         sketches = self.sketches | {"gap": Sketch(s.gaps.copy(), float("nan"))}
         middle = state.LEAST * state.RATIO ** (np.arange(state.BINS) + 0.5)
         sketches["gap"].total = float((s.gaps * middle).sum())
@@ -294,7 +294,7 @@ class _Collected:
             prompt_tokens=int(g.computed), cached_tokens=int(g.hit),
             preemptions=int(g.preemptions), span=span, backlog=int(g.backlog), offered_span=offered_span,
             busy=busy, joules=joules, devices=deployment.devices,
-            timeline=s.spans[: int(g.spans)].copy(),
+            timeline=s.spans[: int(g.spans)].copy(), closed=closed,
         )  # fmt: skip
 
 

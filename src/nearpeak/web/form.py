@@ -21,6 +21,11 @@ from nearpeak.workload.traffic import parse_trace
 
 MOST_DEVICES = 1024
 """Devices of a kind that a plan on the page may choose from."""
+MOST_TOKENS = 10_000_000
+"""Of a prompt or an answer in the mean: more than any model's context."""
+MOST_SPREAD = 10
+FEWEST = 20
+"""Requests of a trace."""
 MOST_REQUESTS = 200_000
 """Requests of a simulated run: each candidate of a plan meets several runs of as many."""
 
@@ -208,6 +213,8 @@ def _model(form: Form) -> Architecture:
             raise UsageError("no model given; choose one, or paste its config.json")
         resolve(form.model)  # a name, never a path
         return read(form.model)
+    if not form.model.isprintable() or len(form.model) > 200:  # it stands in scripts
+        raise UsageError("the model's name is one line of at most 200 characters")
     try:
         config = json.loads(form.config)
     except json.JSONDecodeError as error:
@@ -241,31 +248,37 @@ def _limit(fields: _Fields, wish: Wish) -> Limit | None:
 
 
 def _source(fields: _Fields, form: Form) -> Traffic | Trace | None:
+    """What requests are drawn from, None where something is wrong with it."""
     if form.trace:
-        with fields.field("speed_up"):
-            if not 0 < form.speed_up < float("inf"):
-                raise UsageError(f"a trace played {form.speed_up} times as fast; give a number above 0")
-        if "speed_up" in fields.errors:
-            return None
-        with fields.field("trace"):
-            trace = parse_trace(form.trace.splitlines(), "given", form.time_unit / form.speed_up)
-            if len(trace.arrival) < 20 or not trace.rate < float("inf"):
-                raise UsageError(f"{len(trace.arrival)} requests in no time or too few of them; give at least 20")
-            return trace
-        return None
-    lengths, arrivals = [], None
+        return _trace(fields, form)
     for name in ("isl", "osl"):
         with fields.field(name):
-            tokens = getattr(form, name)
-            if not 1 <= tokens <= 1e8:
-                raise UsageError(f"{name} {tokens:g} is no length; give at least 1 token")
-            lengths.append(Constant(round(tokens)) if form.spread == 0 else LogNormal(tokens, 1.0))
+            if not 1 <= (tokens := getattr(form, name)) <= MOST_TOKENS:
+                raise UsageError(f"{name} {tokens:g} is no length; give 1 to {MOST_TOKENS:,} tokens")
     with fields.field("spread"):
-        lengths = [one if form.spread == 0 else LogNormal(one.mean, form.spread) for one in lengths]
+        if not 0 <= form.spread <= MOST_SPREAD:
+            raise UsageError(f"lengths that spread {form.spread} times their mean; give 0 (all alike) to {MOST_SPREAD}")
     with fields.field("rate"):
         Gamma(form.rate)
     with fields.field("burstiness"):
-        arrivals = Gamma(1.0, form.burstiness)
-    if len(lengths) < 2 or arrivals is None or fields.errors.keys() & {"spread", "rate"}:
+        Gamma(1.0, form.burstiness)
+    if fields.errors.keys() & {"isl", "osl", "spread", "rate", "burstiness"}:
         return None
-    return Traffic(lengths[0], lengths[1], Gamma(form.rate, form.burstiness))
+    isl, osl = (Constant(round(n)) if form.spread == 0 else LogNormal(n, form.spread) for n in (form.isl, form.osl))
+    return Traffic(isl, osl, Gamma(form.rate, form.burstiness))
+
+
+def _trace(fields: _Fields, form: Form) -> Trace | None:
+    with fields.field("speed_up"):
+        if not 0 < form.speed_up < float("inf"):
+            raise UsageError(f"a trace played {form.speed_up} times as fast; give a number above 0")
+    if "speed_up" in fields.errors:
+        return None
+    with fields.field("trace"):
+        trace = parse_trace(form.trace.splitlines(), "given", form.time_unit / form.speed_up)
+        if len(trace.arrival) < FEWEST:
+            raise UsageError(f"{len(trace.arrival)} requests are too few to plan for; give at least {FEWEST}")
+        if not trace.rate < float("inf"):
+            raise UsageError(f"{len(trace.arrival)} requests in no time have no rate; give arrival times that differ")
+        return trace
+    return None

@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-
-try:
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-    from fastapi.staticfiles import StaticFiles
-    from starlette.types import ASGIApp, Receive, Scope, Send
-except ImportError as error:
-    from nearpeak.errors import NearpeakError
-
-    raise NearpeakError(f"the page needs FastAPI and uvicorn: pip install nearpeak[web] ({error})") from error
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nearpeak import __version__
 from nearpeak.errors import UsageError

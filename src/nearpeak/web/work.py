@@ -95,9 +95,8 @@ def _closed(asked: Asked, out: Out) -> None:
     goal = asked.goal
     plans = plan(asked.model, asked.fleets, goal, asked.isl, asked.osl, (asked.engine,), progress=told)
     if asked.objective == "cost":
-        plans = replace(
-            plans, candidates=tuple(sorted(plans.candidates, key=lambda one: (_hourly(one.setup), one.score)))
-        )
+        ranked = sorted(plans.candidates, key=lambda one: (_hourly(one.setup), one.score))
+        plans = replace(plans, candidates=tuple(ranked))
     best = [explained(candidate) for candidate in shortlist(plans, TOP)]
     out.send("part", {"part": "closed", **_searched(plans)} | _miss(plans, best))
     if best:
@@ -109,7 +108,8 @@ def _closed(asked: Asked, out: Out) -> None:
 def _searched(plans: Plans) -> dict[str, Any]:
     said = (
         f"{write.number(plans.priced)} configurations priced in {write.seconds(plans.seconds)}; "
-        f"{write.number(plans.started)} start, {write.number(plans.met)} meet the goals in the mean. Whether percentiles hold, only a simulation says."
+        f"{write.number(plans.started)} start, {write.number(plans.met)} meet the goals in the mean. "
+        "Whether percentiles hold, only a simulation says."
     )
     return {"text": said + "".join(f" Left out: {reason}." for reason in plans.left_out.values())}
 
