@@ -20,6 +20,7 @@ from nearpeak.workload import (
     poisson,
     read_trace,
 )
+from nearpeak.workload.traffic import Trace
 
 TRACES = Path(__file__).parents[3] / "shared" / "measurements" / "traces"
 
@@ -155,3 +156,25 @@ def test_the_published_traces_are_read_whole():
     assert (len(code.arrival), len(conversation.arrival)) == (8819, 19366)
     assert code.mean_isl > conversation.mean_isl
     assert code.mean_osl < conversation.mean_osl
+
+
+def test_a_trace_may_say_priorities_and_shared_prefixes(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("arrival,isl,osl,priority,prefix,shared\n1,10,5,1,,\n0,20,6,0,3,16\n")
+    marks = read_trace(file).marks
+    assert marks is not None
+    assert (marks.rank.tolist(), marks.prefix.tolist(), marks.shared.tolist()) == ([0, 1], [3, -1], [16, 0])
+    file.write_text("arrival,isl,osl,priority\n0,20,6,high\n")
+    with pytest.raises(UsageError, match="line 2: priority = 'high'"):
+        read_trace(file)
+
+
+def test_resampling_keeps_stretches_as_they_were(tmp_path):
+    rng = np.random.default_rng(0)
+    trace = Trace("t", np.cumsum(rng.exponential(1, 1000)), rng.integers(1, 99, 1000), rng.integers(1, 9, 1000))
+    drawn = trace.resampled(1, stretch=50)
+    assert len(drawn.arrival) == 1000
+    assert (np.diff(drawn.arrival) >= 0).all()
+    first = np.flatnonzero((trace.isl[: 1000 - 49] == drawn.isl[0]) & (trace.osl[: 1000 - 49] == drawn.osl[0]))
+    assert any((trace.isl[k : k + 50] == drawn.isl[:50]).all() for k in first)
+    assert (trace.resampled(2).isl != drawn.isl).any()

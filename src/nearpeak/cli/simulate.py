@@ -119,7 +119,8 @@ def requests_of(given: dict[str, Any]) -> Any:  # noqa: ANN401 (a Feed; numba st
         trace = given["trace"]
         if not isinstance(trace, Trace):
             trace = read_trace(trace, given["time_unit"])
-        return feed(trace.arrival / given["speed_up"], trace.isl, trace.osl)
+        marks = {} if trace.marks is None else vars(trace.marks)
+        return feed(trace.arrival / given["speed_up"], trace.isl, trace.osl, **marks)
     if given["isl"] is None or given["osl"] is None:
         raise UsageError("drawn requests need --isl and --osl")
     lengths = [
@@ -199,8 +200,12 @@ def _print(record: dict[str, Any]) -> None:
             f"Saturated: requests come faster than they are served. This deployment serves {record['knee_rate']:.3g} "
             "requests/s of this kind; the times above are those of a growing queue."
         )
-    if record["rejected"]:
-        click.echo(f"{record['rejected']} requests were rejected: longer than the model's context or the cache.")
+    _print_rejected(record["rejected"], record["offered"])
+
+
+def _print_rejected(rejected: int, offered: int) -> None:
+    if rejected:
+        click.echo(f"Rejected: {rejected} of {offered} requests, longer than the model's context or the cache.")
 
 
 FIGURES = {
@@ -252,7 +257,9 @@ def replay_run(folder: Path, model: str | None, seed: int, timeline: Path | None
         return
     from nearpeak.report import print_table
 
-    print_table(rows)
+    if rows:
+        print_table(rows)
+    _print_rejected(result.rejected, result.offered)
 
 
 @click.group(cls=Topics, found=_topics, default=serving, short_help="Serving under real traffic, event by event.")

@@ -43,6 +43,10 @@ HOPELESS = 4.0
 """Times the allowed share of requests above a limit at which the first look ends a candidate's case."""
 STUDENT = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
 """Two-sided 95 % quantiles of Student's t for 1 to 11 degrees of freedom."""
+FURTHER = 3
+"""Times the fewest replicas that a layout gets more of: with four times what the mean needs, a queue is no cause."""
+STRETCH = 200
+"""Requests of a trace that stay together where it is resampled."""
 BUDGET = 2048
 """Most tokens of a step: what vLLM takes by default where latency counts."""
 RATES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -69,7 +73,9 @@ class Limit:
         return f"{'mean' if self.of is None else f'p{self.of:g}'} {self.figure}"
 
     def value(self, result: Result) -> float:
-        """What a run shows, seconds."""
+        """What a run shows, seconds; nan where nothing was served, 0 of TPOT where all answers have one token."""
+        if self.figure == "tpot" and result.completed and not result.sketches["tpot"].n:
+            return 0.0
         return result.sketches[self.figure].mean if self.of is None else result.percentile(self.figure, self.of)
 
 
@@ -79,9 +85,7 @@ class Trial:
 
     Attributes:
         setup: a single configuration. techniques: names. hourly: dollars per hour, nan where no price is known.
-        means, highs: each limit's figure over the replications, and the upper end of its 95 % interval, seconds.
-        replications: how many. dollars, joules, grams: per million tokens of answers, of CO2 for the last.
-        results: of each replication.
+        limits: on its figures. results: of each replication; of one that was hopeless, of the first requests alone.
     """
 
     setup: Setup
@@ -213,7 +217,7 @@ def plan_serving(
         progress: told of deployments simulated, and still to simulate at least.
 
     Raises:
-        UsageError: no limits; lengths beyond the model's context; an unknown objective.
+        UsageError: no limits; lengths beyond the model's context; requests that all come at once; an unknown objective.
         NearpeakError: no price is known for any device and the goal is money.
     """
     if objective not in get_args(Objective):
@@ -224,7 +228,17 @@ def plan_serving(
     sample = replications(0)
     isl, osl = float(sample.isl.mean()), float(sample.osl.mean())
     check_lengths(model, max(1.0, isl), max(1.0, osl))
-    rate = len(sample.isl) / max(float(sample.arrival[-1] - sample.arrival[0]), 1e-9)
+    between = float(sample.arrival[-1] - sample.arrival[0])
+    if not between > 0:
+        raise UsageError("all requests arrive at once, so that there is no rate to plan for; give traffic over time")
+    rate = len(sample.isl) / between
+    every = (replications(seed) for seed in range(MOST_REPLICATIONS + 2 * FIRST))
+    longest = max(int((requests.isl + requests.osl).max()) for requests in every)
+    if longest > model.context:
+        raise UsageError(
+            f"a request of {longest} tokens is longer than the {model.context} of {model.name}, which no deployment "
+            "serves; leave such requests out, or give shorter lengths or less spread"
+        )
     left_out: dict[str, str] = {}
     layouts, priced = [], 0
     for fleet, engine in itertools.product(fleets, engines):
@@ -243,8 +257,6 @@ def plan_serving(
         priced += n
     if not layouts and left_out:
         raise NearpeakError("; ".join(left_out.values()))
-    every = (replications(seed) for seed in range(MOST_REPLICATIONS + 2 * FIRST))
-    longest = min(model.context, max(int((requests.isl + requests.osl).max()) for requests in every))
     race = _Race(replications, tuple(limits), longest)
     trials, nearest = race.run(layouts, objective, top, progress)
     plans = ServingPlans(
@@ -352,10 +364,13 @@ class _Race:
                 held.append((self.score(trial, objective), n, trial))
                 continue
             excess = float(np.max(trial.means / [limit.seconds for limit in self.limits]))
-            if nearest is None or excess < nearest[0]:
+            if excess == excess and (nearest is None or excess < nearest[0]):  # nan: it served nothing
                 nearest = (excess, trial)
+            if any(result.rejected for result in trial.results):
+                continue  # for want of memory in an instance, which others beside it do not change
             step = self.step(layouts[n], more, trial)
-            if float(layouts[n].at(more + step).devices) <= layouts[n].most:
+            further = more + step <= FURTHER * layouts[n].replicas + 1
+            if further and float(layouts[n].at(more + step).devices) <= layouts[n].most:
                 heapq.heappush(waiting, (self.promise(layouts[n], objective, more + step), n, more + step))
         best = [trial for _, _, trial in sorted(held, key=lambda x: x[:2])][:top]
         return best, None if nearest is None else nearest[1]
@@ -363,28 +378,32 @@ class _Race:
     def step(self, layout: _Layout, more: int, trial: Trial) -> int:
         """Replicas to add next: one, or where requests came faster than they were served, what that rate asks for.
 
-        The rate of a run that fills up and drains is below that in between: a tenth more is granted it.
+        The rate of a run that fills up is below that in between: a tenth more is granted it.
         """
-        served, asked = trial.results[0].request_rate, trial.results[0].offered / trial.results[0].offered_span
-        if not trial.results[0].saturated:
+        first = trial.results[0]
+        if not first.saturated or first.offered_span <= 0:
             return 1
+        served, asked = first.busy_rate, first.offered / first.offered_span
         replicas = layout.replicas + more
         return max(1, int(replicas * asked / (1.1 * served)) - replicas)
 
     def promise(self, layout: _Layout, objective: Objective, more: int) -> float:
-        """What a layout costs at the least: dollars per hour, or watts of devices that only wait."""
+        """What a layout costs at the least: dollars per hour; of devices that wait, watts or kg of CO2 a second."""
         setup = layout.at(more)
         if objective == "cost":
             return float(setup.devices) * layout.price
-        idle = setup.node.device.idle_power or 0.0
-        return float(setup.devices) * (idle + setup.node.overhead_power / setup.node.count)
+        device = setup.node.device
+        watts = (device.idle_power or 0.0) + setup.node.overhead_power / setup.node.count
+        if objective == "energy":
+            return float(setup.devices) * watts
+        return float(setup.devices) * (watts * GRID_CARBON + (device.embodied_carbon or 0.0) / LIFETIME)
 
     def score(self, trial: Trial, objective: Objective) -> float:
-        """What a trial that holds is ranked by, in the unit of ``promise``: per hour or per second."""
+        """What a trial that holds is ranked by, in the unit of ``promise``."""
         if objective == "cost":
             return trial.hourly
         per = trial.per_million()
-        return per["joules"] * trial.tokens / 1e6 if objective == "energy" else per["grams_co2"]
+        return trial.tokens * (per["joules"] / 1e6 if objective == "energy" else per["grams_co2"] / 1e9)
 
     def deployment(self, layout: _Layout, setup: Setup) -> Deployment:
         """The deployment of a setup; step times of a layout are priced once, whatever its replicas."""
@@ -447,11 +466,15 @@ class _Race:
 
 
 def replications_of(trace: Trace) -> Callable[[int], Feed]:
-    """The requests of a trace as replications: seed 0 is the trace itself, the others resample stretches of it."""
+    """The requests of a trace as replications: seed 0 is the trace itself, the others resample stretches of it.
+
+    Of a short trace a tenth is a stretch: one that held all of it would be the same under every seed.
+    """
+    stretch = min(STRETCH, max(1, len(trace.arrival) // 10))
 
     def of(seed: int) -> Feed:
-        drawn = trace if seed == 0 else trace.resampled(seed)
-        return feed(drawn.arrival, drawn.isl, drawn.osl)
+        drawn = trace if seed == 0 else trace.resampled(seed, stretch)
+        return feed(drawn.arrival, drawn.isl, drawn.osl, **({} if drawn.marks is None else vars(drawn.marks)))
 
     return of
 

@@ -21,12 +21,30 @@ from nearpeak.errors import UsageError
 
 
 @dataclass(frozen=True)
+class Marks:
+    """What traces may say of their requests besides, arrays ``[n]``.
+
+    ``rank``: class of priority, 0 first. ``prefix``: the group (a conversation, a system prompt) whose requests have
+    their first ``shared`` tokens in common, -1 for none.
+    """
+
+    rank: NDArray[np.int64]
+    prefix: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+    def at(self, index: slice | NDArray[np.intp]) -> Marks:
+        """Those of some requests."""
+        return Marks(self.rank[index], self.prefix[index], self.shared[index])
+
+
+@dataclass(frozen=True)
 class Requests:
     """Drawn requests in the order in which they arrive, arrays ``[n]``: seconds, tokens, tokens."""
 
     arrival: NDArray[np.float64]
     isl: NDArray[np.int64]
     osl: NDArray[np.int64]
+    marks: Marks | None = None
 
 
 def _positive(name: str, value: float) -> None:
@@ -235,6 +253,7 @@ class Trace:
     arrival: NDArray[np.float64]
     isl: NDArray[np.int64]
     osl: NDArray[np.int64]
+    marks: Marks | None = None
 
     def sample(self, n: int, seed: int) -> Requests:
         """``n`` requests that followed one another in the trace, from where the seed says.
@@ -246,7 +265,8 @@ class Trace:
             raise UsageError(f"a sample of {n!r} requests of trace {self.name!r}, which has {len(self.arrival)}")
         start = int(np.random.default_rng(seed).integers(len(self.arrival) - n + 1))
         part = slice(start, start + n)
-        return Requests(self.arrival[part] - self.arrival[start], self.isl[part], self.osl[part])
+        marks = self.marks and self.marks.at(part)
+        return Requests(self.arrival[part] - self.arrival[start], self.isl[part], self.osl[part], marks)
 
     def resampled(self, seed: int, stretch: int = 200) -> Requests:
         """As many requests as the trace has, in stretches of it drawn with replacement (a moving-block bootstrap).
@@ -258,7 +278,7 @@ class Trace:
         starts = np.random.default_rng(seed).integers(n - stretch + 1, size=-(-n // stretch))
         index = (starts[:, None] + np.arange(stretch)).ravel()[:n]
         gaps = np.diff(self.arrival, prepend=self.arrival[0])
-        return Requests(np.cumsum(gaps[index]), self.isl[index], self.osl[index])
+        return Requests(np.cumsum(gaps[index]), self.isl[index], self.osl[index], self.marks and self.marks.at(index))
 
     @property
     def mean_isl(self) -> float:
@@ -283,6 +303,14 @@ _COLUMNS = {
     "osl": ("num_decode_tokens", "osl", "output_toks", "output_length", "output_tokens", "GeneratedTokens"),
 }
 """Columns by the names that published traces use (Splitwise and Azure, Mooncake, vLLM); times in seconds."""
+_MARKS = {
+    "rank": (("priority", "rank"), 0),
+    "prefix": (("prefix", "prefix_id", "session", "conversation"), -1),
+    "shared": (("shared", "shared_tokens", "prefix_tokens"), 0),
+}
+"""Columns that a trace may have besides, and what holds where a cell is empty."""
+Row = tuple[float, tuple[int, ...]]
+"""A request: its arrival; its prompt, its answer, and where the trace has them its marks."""
 
 
 def read_trace(path: str | Path, time_unit: float = 1.0) -> Trace:
@@ -316,11 +344,11 @@ def parse_trace(lines: Iterable[str], name: str, time_unit: float = 1.0, objects
         raise UsageError(f"trace {name!r} has no request")
     arrival = np.array([row[0] for row in rows]) * time_unit
     order = np.argsort(arrival, kind="stable")
-    isl, osl = (np.array([row[i] for row in rows], dtype=np.int64)[order] for i in (1, 2))
-    return Trace(name, arrival[order] - arrival.min(), isl, osl)
+    isl, osl, *marks = np.array([row[1] for row in rows], dtype=np.int64)[order].T.copy()
+    return Trace(name, arrival[order] - arrival.min(), isl, osl, Marks(*marks) if marks else None)
 
 
-def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[float, int, int]]:
+def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
     reader = csv.DictReader(lines)
     try:
         columns = _columns(name, reader.fieldnames or ())
@@ -330,7 +358,7 @@ def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[float, int, int
         raise UsageError(f"{name!r}, line {reader.line_num}: no CSV: {error}") from None
 
 
-def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[tuple[float, int, int]]:
+def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
     columns: Sequence[str] = ()
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -358,7 +386,7 @@ def _columns(trace: str, present: Sequence[str]) -> list[str]:
     return found
 
 
-def _row(trace: str, number: int, row: dict[str, Any], columns: Sequence[str]) -> tuple[float, int, int]:
+def _row(trace: str, number: int, row: dict[str, Any], columns: Sequence[str]) -> Row:
     where = f"{trace!r}, line {number}"
     values = []
     for column in columns:
@@ -372,4 +400,21 @@ def _row(trace: str, number: int, row: dict[str, Any], columns: Sequence[str]) -
     for column, tokens in zip(columns[1:], (isl, osl), strict=True):
         if not math.isfinite(tokens) or tokens < 1 or tokens != int(tokens):
             raise UsageError(f"{where}: {column} = {row[column]!r}; a whole number of at least 1 token is needed")
-    return arrival, int(isl), int(osl)
+    return arrival, (int(isl), int(osl), *_marks(where, row))
+
+
+def _marks(where: str, row: dict[str, Any]) -> list[int]:
+    """The marks of a row; none at all where its trace has no such column."""
+    marks, any_there = [], False
+    for names, absent in _MARKS.values():
+        name = next((n for n in names if n in row), None)
+        any_there = any_there or name is not None
+        given = None if name is None else row[name]
+        if given is None or given == "":
+            marks.append(absent)
+            continue
+        try:
+            marks.append(int(given))
+        except (TypeError, ValueError):
+            raise UsageError(f"{where}: {name} = {given!r}; a whole number is needed") from None
+    return marks if any_there else []
