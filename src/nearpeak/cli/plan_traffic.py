@@ -83,8 +83,9 @@ def _limit(text: str) -> "Limit":
 
 
 def _replications(traffic: dict[str, Any], rate: float | None) -> "Callable[[int], Feed]":
+    from nearpeak.cli.simulate import lengths_of
     from nearpeak.plan.serving import replications_drawn, replications_of
-    from nearpeak.workload.traffic import Constant, Gamma, LogNormal, Traffic, read_trace
+    from nearpeak.workload.traffic import Gamma, Traffic, read_trace
 
     isl, osl, spread = traffic["isl"], traffic["osl"], traffic["spread"]
     if traffic["trace"] is not None:
@@ -93,6 +94,6 @@ def _replications(traffic: dict[str, Any], rate: float | None) -> "Callable[[int
         return replications_of(read_trace(traffic["trace"]))
     if rate is None or isl is None or osl is None:
         raise UsageError("limits on percentiles need traffic: a --trace, or --rate with --isl and --osl")
-    lengths = [Constant(round(x)) if spread == 0 else LogNormal(x, spread) for x in (isl, osl)]
+    lengths = [lengths_of(name, mean, spread) for name, mean in (("isl", isl), ("osl", osl))]
     drawn = Traffic(lengths[0], lengths[1], Gamma(rate, traffic["burstiness"]))
     return replications_drawn(drawn, traffic["requests"])

@@ -14,6 +14,7 @@ from nearpeak.errors import UsageError
 if TYPE_CHECKING:
     from nearpeak.simulate.results import Result
     from nearpeak.topic import Topic
+    from nearpeak.workload.traffic import Lengths
 
 
 def _topics() -> "dict[str, Topic]":
@@ -108,7 +109,7 @@ def case(given: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
 def requests_of(given: dict[str, Any]) -> Any:  # noqa: ANN401 (a Feed; numba stays unloaded until it is needed)
     """The traffic that options stand for; ``trace`` is a path or a Trace."""
     from nearpeak.simulate.serving import feed
-    from nearpeak.workload.traffic import AtOnce, Constant, Gamma, LogNormal, Trace, Traffic, read_trace
+    from nearpeak.workload.traffic import AtOnce, Gamma, Trace, Traffic, read_trace
 
     ways = [name for name in ("trace", "rate", "concurrency") if given[name] is not None]
     if len(ways) != 1:
@@ -123,13 +124,19 @@ def requests_of(given: dict[str, Any]) -> Any:  # noqa: ANN401 (a Feed; numba st
         return feed(trace.arrival / given["speed_up"], trace.isl, trace.osl, **marks)
     if given["isl"] is None or given["osl"] is None:
         raise UsageError("drawn requests need --isl and --osl")
-    lengths = [
-        Constant(round(given[name])) if given["spread"] == 0 else LogNormal(given[name], given["spread"])
-        for name in ("isl", "osl")
-    ]
+    lengths = [lengths_of(name, given[name], given["spread"]) for name in ("isl", "osl")]
     arrivals = AtOnce() if given["rate"] is None else Gamma(given["rate"], given["burstiness"])
     drawn = Traffic(lengths[0], lengths[1], arrivals).sample(given["requests"], given["seed"])
     return feed(drawn.arrival, drawn.isl, drawn.osl)
+
+
+def lengths_of(name: str, mean: float, spread: float) -> "Lengths":
+    """The distribution of lengths of a mean, all alike where they do not spread."""
+    from nearpeak.workload.traffic import Constant, LogNormal
+
+    if not math.isfinite(mean):
+        raise UsageError(f"--{name} {mean} must be a finite number of tokens")
+    return Constant(round(mean)) if spread == 0 else LogNormal(mean, spread)
 
 
 def setup_of(given: dict[str, Any], isl: float, osl: float) -> Any:  # noqa: ANN401 (a Setup)

@@ -46,7 +46,8 @@ class Topics(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is named, else the default with all arguments."""
+        """The command that is named, else the default with all arguments; a ``--json`` before it is its own."""
+        args = [*args, "--json"] if ctx.params.get("as_json") else args
         if self.default is not None and args[0] not in self.commands and args[0] not in self.found():
             return self.default.name, self.default, args
         return super().resolve_command(ctx, args)

@@ -128,6 +128,13 @@ def mixed(
     return both + _draft(platform, setup, old)
 
 
+def head(platform: Platform, setup: Setup, pool: Pool, sampled: Array) -> Array:
+    """Seconds that the head over the vocabulary and sampling take for ``sampled`` rows of an attention replica."""
+    one = np.ones(())
+    at = _batch(setup, pool, False, one, one, one)
+    return _ends(platform, setup.model, at, sampled).total
+
+
 def unevenness(setup: Setup, pool: Pool) -> Array:
     """Layers of the longest pipeline stage over the mean: what a full pipeline waits for."""
     layers, stages = setup.model.layers, np.asarray(pool.pp, float)

@@ -96,6 +96,7 @@ BY_FIGURE: dict[str, Callable[[float | None], str]] = {
     "tpot": seconds,
     "latency": seconds,
     "request_rate": lambda v: rate(v, "requests/s"),
+    "goodput": lambda v: rate(v, "requests/s"),
     "tokens_per_second": lambda v: rate(v, "tokens/s"),
     "tokens_per_second_per_device": lambda v: rate(v, "tokens/s"),
     "power": lambda v: si(v, "W"),

@@ -104,17 +104,19 @@ def print_serving_plans(record: Mapping[str, Any]) -> None:
     shown = record["plans"] or [record["nearest"]]
     rows = []
     for number, plan in enumerate(filter(None, shown), 1):
-        decode = plan["pools"]["decode"]
-        layout = " ".join(f"{n} {decode[n]}" for n in ("tp", "pp", "dp", "moe_ep") if decode[n] > 1) or "whole"
         rows.append(
             {"plan": number, "device": f"{plan['devices']} x {plan['device']}", "mode": plan["mode"],
-             "instance": f"{decode['replicas']} x {layout}", "techniques": ", ".join(plan["techniques"]) or "none",
+             "instances": _instances(plan["pools"]), "techniques": ", ".join(plan["techniques"]) or "none",
              "$/h": plan["dollars_per_hour"], "$/M tokens": plan["per_million_tokens"]["dollars"]}
             | {one["limit"]: write.seconds(one["mean"]) for one in plan["limits"]}
         )  # fmt: skip
-    out.print(tables.table(rows))
+    if rows:
+        out.print(tables.table(rows))
+    for name, why in record["left_out"].items():
+        out.print(f"{name} was left out: {why}")
     if not record["plans"]:
-        out.print(Text("No deployment keeps the limits. Shown is the one that came nearest.", style="bold"))
+        shown_is = " Shown is the one that came nearest." if rows else ""
+        out.print(Text(f"No deployment keeps the limits.{shown_is}", style="bold"))
         return
     best = record["confirmed"]
     said = ", ".join(
@@ -135,5 +137,12 @@ def print_serving_plans(record: Mapping[str, Any]) -> None:
         )
     )
     out.print(f"It serves {write.rate(record['knee_rate'], 'requests/s')} at most.")
-    for name, why in record["left_out"].items():
-        out.print(f"{name} was left out: {why}")
+
+
+def _instances(pools: Mapping[str, Mapping[str, int]]) -> str:
+    """Instances of each pool: how many, and over how many devices each is spread in which way."""
+    said = []
+    for name, pool in pools.items():
+        layout = " ".join(f"{n} {pool[n]}" for n in ("tp", "pp", "dp", "moe_ep") if pool[n] > 1) or "whole"
+        said.append((f"{name} " if len(pools) > 1 else "") + f"{pool['replicas']} x {layout}")
+    return ", ".join(said)

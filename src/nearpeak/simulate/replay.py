@@ -60,7 +60,10 @@ def read_run(folder: Path, model: str | None = None) -> Recorded:
 def _text(path: Path) -> str:
     if not path.is_file():
         raise UsageError(f"'{path}' is missing; a recorded run has vllm/meta.json and vllm/requests.jsonl")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"'{path}' is no text: {error}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -89,9 +92,10 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"a request has no number for {error}; it needs {', '.join(names)}") from None
     for name, column in columns.items():
-        if not np.isfinite(column).all():
-            at = int(np.argmin(np.isfinite(column)))
-            raise UsageError(f"request {at}: {name} = {column[at]}; a finite number is needed")
+        good = np.isfinite(column) & ((column >= 1) | (name not in ("input_toks", "output_toks")))
+        if not good.all():
+            at = int(np.argmin(good))
+            raise UsageError(f"request {at}: {name} = {column[at]:g}; lengths are at least 1, and all is finite")
     order = np.argsort(columns["arrival_time"], kind="stable")
     columns = {name: column[order] for name, column in columns.items()}
     arrival = columns["arrival_time"] - columns["arrival_time"][0]
@@ -106,14 +110,16 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
 
 def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Setup:
     """The Setup that the engine was started with."""
-    for name, kind in (("engine_kwargs", dict), ("hardware", dict), ("model", str)):
-        if not isinstance(meta.get(name), kind):
-            raise UsageError(f"'{folder}/vllm/meta.json': {name} is {meta.get(name)!r}; it needs {WRITTEN[kind]}")
+    given: dict[str, Any] = {"kv_cache": {}, "resolved_config": {}} | meta
+    objects = ("engine_kwargs", "hardware", "kv_cache", "resolved_config")
+    for name, kind in [*((name, dict) for name in objects), ("model", str)]:
+        if not isinstance(given.get(name), kind):
+            raise UsageError(f"'{folder}/vllm/meta.json': {name} is {given.get(name)!r}; it needs {WRITTEN[kind]}")
     kwargs, hardware = meta["engine_kwargs"], meta["hardware"]
     if "device_name" not in hardware:
         raise UsageError(f"'{folder}/vllm/meta.json' has no device_name of its hardware")
     model, device = read(meta["model"]), str(hardware["device_name"])
-    node = _node(device, int(hardware.get("device_count", 1)))
+    node = _node(device, _whole(hardware, "device_count", folder))
     quantized = kwargs.get("quantization")
     stored = code(str(quantized)) if quantized in FORMATS_BY_NAME else None
     own = model.checkpoint
@@ -122,13 +128,14 @@ def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Se
     }
     cache = str(kwargs.get("kv_cache_dtype", "auto"))
     kv = code(own.kv) if cache == "auto" else code("fp8" if cache.startswith("fp8") else cache)
-    tp, dp = int(kwargs.get("tensor_parallel_size", 1)), int(kwargs.get("data_parallel_size", 1))
+    names = (f"{way}_parallel_size" for way in ("tensor", "data", "pipeline"))
+    tp, dp, pp = (_whole(kwargs, name, folder) for name in names)
     group = tp * dp
     routed = any(isinstance(block.ffn, Experts) for block in model.blocks)
     expert_parallel = bool(kwargs.get("enable_expert_parallel"))
     split = {"moe_tp": 1 if expert_parallel else group, "moe_ep": group if expert_parallel else 1} if routed else {}
     pool = Pool(
-        tp=tp, pp=int(kwargs.get("pipeline_parallel_size", 1)), dp=dp if routed else 1, replicas=1 if routed else dp,
+        tp=tp, pp=pp, dp=dp if routed else 1, replicas=1 if routed else dp,
         batch=1, **split,
     )  # fmt: skip
     engine = f"vllm@{meta.get('vllm_version', '')}".rstrip("@")
@@ -139,6 +146,14 @@ def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Se
 FORMATS_BY_NAME = {found.name for found in FORMATS}
 WRITTEN = {dict: "an object", str: "a text"}
 """Types of JSON values, as errors call them."""
+
+
+def _whole(given: dict[str, Any], name: str, folder: Path) -> int:
+    """A number of devices; 1 where it is not given."""
+    found = given.get(name, 1)
+    if not isinstance(found, int) or found < 1:
+        raise UsageError(f"'{folder}/vllm/meta.json': {name} is {found!r}; a whole number of at least 1 is needed")
+    return found
 
 
 def _node(device: str, count: int) -> Node:

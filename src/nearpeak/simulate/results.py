@@ -137,9 +137,12 @@ class Result:
         """
         if self.closed or not self.completed:
             return False
-        own = self._unhurried
-        at_once = self.completed * own / max(self.span - own, self.offered_span, own)
-        return bool(self.backlog > at_once + 3 * np.sqrt(self.offered))
+        return bool(self.backlog > self.busy_rate * self._unhurried + 3 * np.sqrt(self.offered))
+
+    @property
+    def busy_rate(self) -> float:
+        """Requests completed a second until the last began: the rate without the last's own latency."""
+        return self.completed / max(self.span - self._unhurried, self.offered_span, self._unhurried)
 
     @property
     def _unhurried(self) -> float:
@@ -155,7 +158,10 @@ class Result:
         }
 
     def percentile(self, figure: str, q: float) -> float:
-        """A percentile of a figure: exact where requests were kept, else to 0.05 %. Answers of one token have no TPOT."""
+        """A percentile of a figure: exact where requests were kept, else to 0.05 %.
+
+        Answers of one token have no TPOT.
+        """
         if self.requests is not None and figure in FIGURES:
             values = self.requests[figure]
             if figure == "tpot":
