@@ -25,7 +25,7 @@ contracts: $(FULL)/installed
 	$(FULL)/bin/lint-imports
 
 tests: $(FULL)/installed
-	$(FULL)/bin/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(FULL)/bin/pytest -n 2 -m "not slow"
 
 test-slow: $(FULL)/installed
 	$(FULL)/bin/pytest -m slow

@@ -39,10 +39,9 @@ def cases(draw: st.DrawFn) -> tuple[Deployment, loop.Feed, int, int]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     isl, osl = rng.integers(1, 4 * block * 3, n), rng.integers(1, 60, n)
     prefix = rng.integers(-1, 3, n)
-    requests = feed(
-        np.cumsum(rng.exponential(draw(st.sampled_from([1e-4, 0.05, 0.5])), n)), isl, osl, rng.integers(0, 3, n), prefix,
-        np.where(prefix >= 0, isl * rng.random(n), 0).astype(int),
-    )  # fmt: skip
+    arrival = np.cumsum(rng.exponential(draw(st.sampled_from([1e-4, 0.05, 0.5])), n))
+    shared = np.where(prefix >= 0, isl * rng.random(n), 0).astype(int)
+    requests = feed(arrival, isl, osl, rng.integers(0, 3, n), prefix, shared)
     return deployment, requests, draw(st.sampled_from([0, 0, 3])), draw(st.integers(0, 99))
 
 

@@ -259,6 +259,7 @@ def plan_serving(
         raise NearpeakError("; ".join(left_out.values()))
     race = _Race(replications, tuple(limits), longest)
     trials, nearest = race.run(layouts, objective, top, progress)
+    trials = race.confirmed_first(trials)
     plans = ServingPlans(
         tuple(trials), None if trials else nearest, priced, race.simulated, race.requests, 0.0, rate, left_out=left_out
     )
@@ -444,13 +445,25 @@ class _Race:
         self.requests += len(requests.isl)
         return serve(deployment, requests, keep=True)
 
+    def again(self, trial: Trial) -> Trial:
+        """A trial under seeds that the search has not seen."""
+        deployment, others = (
+            deployed(trial.setup, self.longest),
+            range(MOST_REPLICATIONS, MOST_REPLICATIONS + 2 * FIRST),
+        )
+        return replace(trial, results=tuple(self.simulate(deployment, self.feed(seed)) for seed in others))
+
+    def confirmed_first(self, trials: list[Trial]) -> list[Trial]:
+        """The trials from the first on that holds under other seeds as well; those before it held by luck."""
+        for n, trial in enumerate(trials):
+            if self.again(trial).verdict == "holds":
+                return trials[n:]
+        return trials
+
     def examined(self, plans: ServingPlans) -> ServingPlans:
         """The best plan under seeds that the search has not seen, at other rates, and at its knee."""
         best = plans.trials[0]
-        layout = _Layout(best.setup, best.techniques, int(np.asarray(best.setup.decode.replicas)), 0, 0.0, 1 << 30)
-        deployment = self.deployment(layout, best.setup)
-        others = range(MOST_REPLICATIONS, MOST_REPLICATIONS + 2 * FIRST)
-        confirmed = replace(best, results=tuple(self.simulate(deployment, self.feed(seed)) for seed in others))
+        deployment, confirmed = deployed(best.setup, self.longest), self.again(best)
         rows = []
         for factor in RATES:
             requests = self.feed(0)

@@ -101,7 +101,7 @@ def admit(s: State, i: int, r: int, block: int, tokens: int) -> int:
     """
     q = s.q[r]
     all_of_it = (tokens + block - 1) // block
-    kept = come_back(s, i, r, (q.left - 1) // block) * block
+    kept = come_back(s, i, r, max(0, q.left - 1) // block) * block
     if q.prefix < 0:
         allot(s, i, all_of_it, block)
         s.q[r].blocks = all_of_it

@@ -542,26 +542,33 @@ def write_down(s: State, r: int, i: int, now: float, rejected: int) -> None:
 @inlined
 def route(s: State, rules: Rules, r: int, role: int) -> int:
     """The instance that a request goes to, among those of a role or of both."""
-    n = s.i.size
-    chosen, turn = -1, 0
+    chosen, fit = -1, 0
+    for i in range(s.i.size):
+        if s.i[i].role == role or s.i[i].role == BOTH:
+            fit += 1
+            better = chosen < 0 or s.i[i].outstanding < s.i[chosen].outstanding
+            tied = chosen >= 0 and s.i[i].outstanding == s.i[chosen].outstanding
+            if better or (tied and s.i[i].tokens < s.i[chosen].tokens):
+                chosen = i
     if rules.router == ROUND_ROBIN:
-        s.g[0].turn += 1
-        turn = s.g[0].turn % n
+        turn = s.g[0].turn_decode if role == DECODES else s.g[0].turn
+        if role == DECODES:
+            s.g[0].turn_decode += 1
+        else:
+            s.g[0].turn += 1
     elif rules.router == RANDOM:
-        turn = int(draw(s) * n)
+        turn = int(draw(s) * fit)
     elif rules.router == SAME_PREFIX and s.q[r].prefix >= 0:
-        turn = s.q[r].prefix % n
+        turn = s.q[r].prefix
     else:
-        for i in range(n):
-            if s.i[i].role == role or s.i[i].role == BOTH:
-                better = chosen < 0 or s.i[i].outstanding < s.i[chosen].outstanding
-                tied = chosen >= 0 and s.i[i].outstanding == s.i[chosen].outstanding
-                if better or (tied and s.i[i].tokens < s.i[chosen].tokens):
-                    chosen = i
         return chosen
-    while s.i[turn].role != role and s.i[turn].role != BOTH:
-        turn = (turn + 1) % n
-    return turn
+    turn = turn % fit
+    for i in range(s.i.size):
+        if s.i[i].role == role or s.i[i].role == BOTH:
+            if turn == 0:
+                return i
+            turn -= 1
+    return chosen
 
 
 @inlined

@@ -144,7 +144,8 @@ TOTALS = np.dtype(
         ("now", "f8"), ("last_arrival", "f8"), ("last_end", "f8"),
         ("free", "i8"),  # first free record of a request, or -1
         ("out", "i8"), ("spans", "i8"), ("moving", "i8"), ("clients", "i8"), ("client", "i8"),  # lengths of lists
-        ("turn", "i8"), ("next_id", "i8"), ("in_system", "i8"), ("backlog", "i8"),
+        ("turn", "i8"), ("turn_decode", "i8"),  # of the routers
+        ("next_id", "i8"), ("in_system", "i8"), ("backlog", "i8"),
         ("tokens", "i8"), ("hit", "i8"), ("computed", "i8"), ("preemptions", "i8"),
         ("seed", "u8"),
     ],
@@ -175,7 +176,7 @@ class State(NamedTuple):
 
 
 BINS, LEAST, RATIO = 1 << 15, 1e-7, 1.001
-"""Logarithmic bins of times: from 0.1 µs by factors of 1.001, to a year and beyond."""
+"""Logarithmic bins of times: from 0.1 µs by factors of 1.001, to half a year."""
 GROUPS = 64
 """Times of last tokens that an engine tells apart."""
 

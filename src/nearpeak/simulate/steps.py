@@ -111,7 +111,7 @@ def step_table(setup: Setup, pool: Pool, batch: int, context: int, host: Engine 
     one = mixed(at, setup, pool, np.ones(()), np.maximum(priced / ranks, 1.0), np.zeros(()), np.zeros(()), np.ones(()))
     rows = np.interp(np.arange(MOST_ROWS + 1), priced, np.broadcast_to(one.total - one.attention, priced.shape))
     sampled = np.maximum(every / ranks, 1.0) * emitted
-    head = _head(setup, pool, sampled)
+    head = cost_step.head(at, setup, pool, sampled) - cost_step.head(at, setup, pool, np.ones(()))
     prompts, size, prefix = np.meshgrid(PROMPTS, CHUNKS, np.append(0.0, CHUNKS), indexing="ij")
     chunks = mixed(at, setup, pool, prompts, np.maximum(size / ranks, 1.0), prefix, np.zeros(()), np.ones(()))
     decoding_watts, prefill_watts = _watts(setup, pool, batches, every)
@@ -138,14 +138,6 @@ def step_table(setup: Setup, pool: Pool, batch: int, context: int, host: Engine 
             KIND,
         ),
     )  # fmt: skip
-
-
-def _head(setup: Setup, pool: Pool, sampled: Array) -> Array:
-    """Seconds that a step's head and sampling take for so many rows beyond what they take for one."""
-    at = platform_of(setup)
-    new = cost_step._batch(setup, pool, False, np.ones(()), np.ones(()), np.ones(()))
-    ends = cost_step._ends(at, setup.model, new, sampled).total
-    return np.asarray(ends - cost_step._ends(at, setup.model, new, np.ones(())).total)
 
 
 def _watts(setup: Setup, pool: Pool, batches: Array, every: NDArray[np.int64]) -> tuple[Array, float]:
