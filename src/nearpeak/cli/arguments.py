@@ -117,6 +117,14 @@ def fleets(text: str, prices: tuple[str, ...] = ()) -> "list[Fleet]":
     return found
 
 
+def announce_compilation() -> None:
+    """Say that the simulator is compiled first, where it never was on this machine."""
+    from nearpeak.simulate.serving import compiled_here
+
+    if not compiled_here():
+        click.echo("compiling the simulator, once on this machine: about a minute", err=True)
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A callback (done, in all) that shows a bar on a terminal once the work has taken ``PROGRESS_AFTER`` seconds."""

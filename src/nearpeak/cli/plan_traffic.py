@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from nearpeak.cli.arguments import print_json, progress
+from nearpeak.cli.arguments import announce_compilation, print_json, progress
 from nearpeak.errors import NearpeakError, UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def plan_traffic(
     means = [f"mean:{name}={limits[name]:g}" for name in ("ttft", "tpot", "latency") if limits[name] is not None]
     goals = [_limit(text) for text in (*slos, *means)]
     draws = _replications(traffic, limits["rate"])
+    announce_compilation()
     with progress("simulating") as update:
         plans = plan_serving(
             model, fleets, draws, goals, aim, engines, techniques, limits["accuracy"] or 0.0, top, update

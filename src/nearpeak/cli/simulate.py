@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nearpeak.cli.arguments import MOST_DEVICES, calibration_option, check_new, json_option, print_json, progress
+from nearpeak.cli.arguments import (
+    MOST_DEVICES,
+    announce_compilation,
+    calibration_option,
+    check_new,
+    json_option,
+    print_json,
+    progress,
+)
 from nearpeak.cli.sweep import sweep_of
 from nearpeak.cli.topics import Topics, print_topics
 from nearpeak.errors import UsageError
@@ -76,6 +84,7 @@ def serving(as_json: bool, out: Path | None, timeline: Path | None, **given: Any
     check_new(out, "--out")
     check_new(timeline, "--timeline")
     _, deployment, requests, targets = case(given)
+    announce_compilation()
     with progress("simulating") as update:
         result = serve(
             deployment, requests, clients=given["concurrency"] or 0, targets=targets, seed=given["seed"],
@@ -250,6 +259,7 @@ def replay_run(folder: Path, model: str | None, seed: int, timeline: Path | None
 
     check_new(timeline, "--timeline")
     run = read_run(folder, model)
+    announce_compilation()
     result = replay(run, seed)
     rows = comparison(run, result)
     _write(result, None, timeline)

@@ -143,6 +143,12 @@ class Deployment:
         )  # fmt: skip
 
 
+def compiled_here() -> bool:
+    """Whether the loop was compiled on this machine before; else the first run takes about a minute longer."""
+    made: Any = loop.advance
+    return bool(made.signatures or made._cache._cache_file._load_index())
+
+
 def feed(
     arrival: ArrayLike,
     isl: ArrayLike,
