@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nearpeak.cost.engine import engine_on
 from nearpeak.errors import UsageError
-from nearpeak.formats import FORMATS, code
+from nearpeak.formats import code
 from nearpeak.hardware import Node, node_of
 from nearpeak.setup import Pool, Setup
 from nearpeak.simulate.deploy import room_blocks
@@ -121,7 +121,8 @@ def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Se
     model, device = read(meta["model"]), str(hardware["device_name"])
     node = _node(device, _whole(hardware, "device_count", folder))
     quantized = kwargs.get("quantization")
-    stored = code(str(quantized)) if quantized in FORMATS_BY_NAME else None
+    # What is stored with the weights is in the checkpoint's config already.
+    stored = None if quantized in (None, "compressed-tensors") else code(str(quantized))
     own = model.checkpoint
     formats: dict[str, Any] = {
         part: stored if stored is not None else code(getattr(own, part)) for part in ("attention", "ffn", "experts")
@@ -143,7 +144,6 @@ def _setup(meta: dict[str, Any], folder: Path, requests: dict[str, Array]) -> Se
     return Setup(model, node, engine, isl, osl, pool, kv=kv, **formats)
 
 
-FORMATS_BY_NAME = {found.name for found in FORMATS}
 WRITTEN = {dict: "an object", str: "a text"}
 """Types of JSON values, as errors call them."""
 
