@@ -108,6 +108,7 @@ def test_the_topic_answers():
     assert len(found.tables[0].rows) == 3
 
 
+@pytest.mark.slow  # two threads need two cores for themselves
 @two_cores
 def test_encrypting_ahead_is_faster_than_on_demand():
     found = compare(random_gpt(6, 512), tokens(4, 32), 3)
