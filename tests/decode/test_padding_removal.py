@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from nearpeak.decode import packing  # noqa: E402
+from nearpeak.decode.attention_hook import attending  # noqa: E402
 
 
 def llama():
@@ -88,7 +89,7 @@ def test_what_is_not_packed_is_refused():
         packing.lengths_of("none", 3, 8, 0)
     with pytest.raises(UsageError, match="multiple of 64"):
         packing.encoder(1, 100, 8)
-    with pytest.raises(RuntimeError), packing.hooked(model):
+    with pytest.raises(RuntimeError), attending(model, packing.HOOK, packing.attend):
         raise RuntimeError
     assert model.config._attn_implementation == "sdpa"
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from nearpeak.decode.attention_hook import attending
 from nearpeak.decode.slots import Slots, causal
 from nearpeak.errors import NearpeakError
 
@@ -186,17 +187,12 @@ def packed(model: Any) -> Iterator[None]:  # noqa: ANN401 - a transformers model
         NearpeakError: the model's layers need more than attention to their own request's tokens (recurrent layers,
             positions that attention adds, another kind of cache), so that it cannot be run here.
     """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(HOOK, attend)
-    was = model.config._attn_implementation
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
     ids = [torch.randint(model.config.get_text_config().vocab_size, (n,), generator=draw) for n in (7, 4)]
     with torch.inference_mode():
         own = [model(input_ids=p[None].to(device), use_cache=False).logits[0].float() for p in ids]
-    model.set_attn_implementation(HOOK)
-    try:
+    with attending(model, HOOK, attend):
         try:
             got = read(model, ids, [(4, 0), (3, 1), (0, 3)])
         except (TypeError, AttributeError, RuntimeError, ValueError, KeyError) as error:
@@ -211,5 +207,3 @@ def packed(model: Any) -> Iterator[None]:  # noqa: ANN401 - a transformers model
                 "Take a model with plain causal attention in every layer"
             )
         yield
-    finally:
-        model.set_attn_implementation(was)

@@ -13,8 +13,7 @@ attention (``b``), and what it costs to restore a sequence (``r``) and to put an
     padded = c + a batch longest + b batch          packed = c + a tokens + (b + r) batch + m tokens
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nearpeak.decode.attention_hook import attending
 from nearpeak.errors import UnknownName, UsageError
 from nearpeak.topic import Explanation, Option, Table, Topic, names, require_positive
 
@@ -113,21 +113,6 @@ def _nothing(module: Any, query: Tensor, *_: Any, **__: Any) -> tuple[Tensor, No
     return query.transpose(1, 2).contiguous(), None
 
 
-@contextmanager
-def hooked(model: Any, hook: str = HOOK) -> Iterator[None]:  # noqa: ANN401 - a transformers model
-    """A transformers model whose attention is ours, until the end of the block."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(HOOK, attend)
-    AttentionInterface.register(LINEAR, _nothing)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(hook)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 def causal(model: Any) -> bool:  # noqa: ANN401 - a transformers model
     """Whether a token of a model attends to those before it only."""
     return any(getattr(part, "is_causal", False) for part in model.modules())
@@ -140,7 +125,7 @@ def packed_states(model: Any, ids: Tensor, kept: Tensor) -> Tensor:  # noqa: ANN
         model: an encoder or decoder without head. ids, kept: tokens and attention mask, ``[batch, longest]``.
     """
     layout = Layout.of(kept, causal(model))
-    with hooked(model):
+    with attending(model, HOOK, attend):
         return _run(model, layout.pack(ids)[None], layout.place[None] % layout.longest, layout)
 
 
@@ -214,7 +199,7 @@ def compare(model: Any, lengths: NDArray[np.int64], repeats: int = 9, seed: int 
     whole = [every.restore(x[0].transpose(0, 1)).transpose(1, 2) for x in (q, k, v)]
 
     def linear(n: int) -> Tensor:
-        with hooked(model, LINEAR):
+        with attending(model, LINEAR, _nothing):
             return _run(model, *rows[n], layout)
 
     def attention() -> Tensor:

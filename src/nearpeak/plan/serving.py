@@ -225,15 +225,15 @@ def plan_serving(
     if not limits:
         raise UsageError("no goals; give at least one limit, such as a p99 of the time to the first token")
     began = time.perf_counter()
-    sample = replications(0)
+    feeds = [replications(seed) for seed in range(MOST_REPLICATIONS + 2 * FIRST)]
+    sample = feeds[0]
     isl, osl = float(sample.isl.mean()), float(sample.osl.mean())
     check_lengths(model, max(1.0, isl), max(1.0, osl))
     between = float(sample.arrival[-1] - sample.arrival[0])
     if not between > 0:
         raise UsageError("all requests arrive at once, so that there is no rate to plan for; give traffic over time")
     rate = len(sample.isl) / between
-    every = (replications(seed) for seed in range(MOST_REPLICATIONS + 2 * FIRST))
-    longest = max(int((requests.isl + requests.osl).max()) for requests in every)
+    longest = max(int((requests.isl + requests.osl).max()) for requests in feeds)
     if longest > model.context:
         raise UsageError(
             f"a request of {longest} tokens is longer than the {model.context} of {model.name}, which no deployment "
@@ -257,12 +257,13 @@ def plan_serving(
         priced += n
     if not layouts and left_out:
         raise NearpeakError("; ".join(left_out.values()))
-    race = _Race(replications, tuple(limits), longest)
+    race = _Race(feeds, tuple(limits), longest)
     trials, nearest = race.run(layouts, objective, top, progress)
-    trials = race.confirmed_first(trials)
+    trials, confirmed = race.confirmed_first(trials)
     plans = ServingPlans(
-        tuple(trials), None if trials else nearest, priced, race.simulated, race.requests, 0.0, rate, left_out=left_out
-    )
+        tuple(trials), None if trials else nearest, priced, race.simulated, race.requests, 0.0, rate,
+        confirmed=confirmed, left_out=left_out,
+    )  # fmt: skip
     if trials:
         plans = race.examined(plans)
     return replace(plans, seconds=time.perf_counter() - began)
@@ -331,19 +332,12 @@ def _layout(
 
 
 class _Race:
-    """Stage two: deployments on common random numbers, from the most promising on."""
+    """Stage two: deployments on common random numbers, from the most promising on. ``feeds``: requests by seed."""
 
-    def __init__(self, replications: Callable[[int], Feed], limits: tuple[Limit, ...], longest: int) -> None:
-        self.replications, self.limits, self.longest = replications, limits, longest
-        self.feeds: dict[int, Feed] = {}
+    def __init__(self, feeds: Sequence[Feed], limits: tuple[Limit, ...], longest: int) -> None:
+        self.feeds, self.limits, self.longest = feeds, limits, longest
         self.tables: dict[int, Deployment] = {}
         self.simulated = self.requests = 0
-
-    def feed(self, seed: int) -> Feed:
-        """The requests of a seed, drawn once."""
-        if seed not in self.feeds:
-            self.feeds[seed] = self.replications(seed)
-        return self.feeds[seed]
 
     def run(
         self, layouts: list[_Layout], objective: Objective, top: int, progress: Callable[[int, int], None] | None
@@ -421,7 +415,7 @@ class _Race:
         setup = layout.at(more)
         hourly = layout.price * float(setup.devices)
         deployment = self.deployment(layout, setup)
-        columns: tuple[Any, ...] = tuple(column[:PILOT] for column in self.feed(seeds[0]))
+        columns: tuple[Any, ...] = tuple(column[:PILOT] for column in self.feeds[seeds[0]])
         pilot = Feed(*columns)
         first = self.simulate(deployment, pilot)
         made = Trial(setup, layout.techniques, hourly, self.limits, (first,))
@@ -429,7 +423,7 @@ class _Race:
             return made
         results: list[Result] = []
         for seed in seeds:
-            results.append(self.simulate(deployment, self.feed(seed)))
+            results.append(self.simulate(deployment, self.feeds[seed]))
             made = replace(made, results=tuple(results))
             if len(results) >= FIRST and made.verdict != "open":
                 break
@@ -447,35 +441,36 @@ class _Race:
 
     def again(self, trial: Trial) -> Trial:
         """A trial under seeds that the search has not seen."""
-        deployment, others = (
-            deployed(trial.setup, self.longest),
-            range(MOST_REPLICATIONS, MOST_REPLICATIONS + 2 * FIRST),
+        deployment = deployed(trial.setup, self.longest)
+        return replace(
+            trial, results=tuple(self.simulate(deployment, requests) for requests in self.feeds[MOST_REPLICATIONS:])
         )
-        return replace(trial, results=tuple(self.simulate(deployment, self.feed(seed)) for seed in others))
 
-    def confirmed_first(self, trials: list[Trial]) -> list[Trial]:
-        """The trials from the first on that holds under other seeds as well; those before it held by luck."""
+    def confirmed_first(self, trials: list[Trial]) -> tuple[list[Trial], Trial | None]:
+        """The trials from the first on that holds under other seeds as well, and that one under them.
+
+        Those before it held by luck. Where none holds again, all of them, and the first under the other seeds.
+        """
+        first = None
         for n, trial in enumerate(trials):
-            if self.again(trial).verdict == "holds":
-                return trials[n:]
-        return trials
+            again = self.again(trial)
+            if again.verdict == "holds":
+                return trials[n:], again
+            first = first or again
+        return trials, first
 
     def examined(self, plans: ServingPlans) -> ServingPlans:
-        """The best plan under seeds that the search has not seen, at other rates, and at its knee."""
-        best = plans.trials[0]
-        deployment, confirmed = deployed(best.setup, self.longest), self.again(best)
+        """The best plan at other rates, and at its knee."""
+        deployment = deployed(plans.trials[0].setup, self.longest)
         rows = []
         for factor in RATES:
-            requests = self.feed(0)
+            requests = self.feeds[0]
             faster = requests._replace(arrival=requests.arrival / factor)
             result = self.simulate(deployment, faster)
             values = {f"{limit}": limit.value(result) for limit in self.limits}
             holds = all(limit.value(result) <= limit.seconds for limit in self.limits) and not result.rejected
             rows.append({"rate": plans.rate * factor, "factor": factor} | values | {"holds": holds})
-        return replace(
-            plans, confirmed=confirmed, sensitivity=tuple(rows), knee=knee(deployment, self.feed(0)),
-            requests=self.requests,
-        )  # fmt: skip
+        return replace(plans, sensitivity=tuple(rows), knee=knee(deployment, self.feeds[0]), requests=self.requests)
 
 
 def replications_of(trace: Trace) -> Callable[[int], Feed]:

@@ -89,6 +89,17 @@ def drop_group(s: State, e: int) -> None:
 
 
 @compiled
+def no_longer_begun(s: State, e: int, r: int) -> None:
+    """Take a prompt off an engine's list of begun ones."""
+    n = 0
+    for k in range(s.e[e].started):
+        if s.s[e, k].started != r:
+            s.s[e, n].started = s.s[e, k].started
+            n += 1
+    s.e[e].started = n
+
+
+@compiled
 def preempt(s: State, rules: Rules, e: int) -> None:
     """The last admitted request of the lowest class gives up its memory, and begins again before those that wait."""
     i, r, other, full = s.e[e].home, s.e[e].tail, s.e[e].tail, 0
@@ -104,12 +115,7 @@ def preempt(s: State, rules: Rules, e: int) -> None:
         drop_group(s, e)
         s.q[r].made += grown
     else:
-        n = 0
-        for k in range(s.e[e].started):
-            if s.s[e, k].started != r:
-                s.s[e, n].started = s.s[e, k].started
-                n += 1
-        s.e[e].started = n
+        no_longer_begun(s, e, r)
         full = (s.q[r].isl + s.q[r].made - s.q[r].left) // rules.block
         leave_behind(s, i, r, full * rules.caching)
         release(s, i, r, s.q[r].blocks, 0, rules.block)
@@ -180,11 +186,10 @@ def plan(s: State, t: StepTable, rules: Rules, e: int, now: float, seen: float) 
         preempted = True
     begun = s.e[e].started
     s.e[e].unseen = 0
-    n, left = 0, 0
+    n, left = begun, 0
     for k in range(begun):
-        s.s[e, n].take_q = s.s[e, k].started
+        s.s[e, k].take_q = s.s[e, k].started
         left += s.q[s.s[e, k].started].left
-        n += 1
     if not preempted and not (rules.policy == REQUEST_LEVEL and s.e[e].running > 0):
         n = offer(s, rules, e, n, left, seen)
     decoding = s.e[e].decoding * (1 + rules.draft)
@@ -462,12 +467,7 @@ def advance_prompts(s: State, rules: Rules, e: int, now: float) -> None:
         s.g[0].computed += s.s[e, k].part
         if s.q[r].left > 0:
             continue
-        m = 0
-        for j in range(s.e[e].started):
-            if s.s[e, j].started != r:
-                s.s[e, m].started = s.s[e, j].started
-                m += 1
-        s.e[e].started = m
+        no_longer_begun(s, e, r)
         s.g[0].tokens += 1
         s.q[r].made += 1
         if s.q[r].first < 0:
@@ -520,13 +520,21 @@ def depart(s: State, rules: Rules, i: int, r: int, now: float) -> None:
     s.i[i].outstanding -= 1
     s.i[i].tokens -= s.q[r].isl + s.q[r].osl
     write_down(s, r, i, now, 0)
+    s.q[r].state = FREE
+    give_up_record(s, rules, r, now)
+    s.g[0].in_system -= 1
+
+
+@compiled
+def give_up_record(s: State, rules: Rules, r: int, now: float) -> None:
+    """A request's record is free, and its client thinks of the next request.
+
+    Requests leave in the order of time, so that clients wait in a ring.
+    """
+    s.q[r].next, s.g[0].free = s.g[0].free, r
     if rules.clients > 0:
-        # Requests leave in the order of time, so that clients wait in a ring.
         s.clients[(s.g[0].client + s.g[0].clients) % s.clients.size] = now + rules.think
         s.g[0].clients += 1
-    s.q[r].state = FREE
-    s.q[r].next, s.g[0].free = s.g[0].free, r
-    s.g[0].in_system -= 1
 
 
 @compiled
@@ -621,10 +629,7 @@ def arrive(s: State, t: StepTable, rules: Rules, now: float, feed: Feed, k: int)
     s.g[0].last_arrival = now
     if q.isl + q.osl > rules.longest:
         write_down(s, r, -1, now, 1)
-        s.q[r].next, s.g[0].free = s.g[0].free, r
-        if rules.clients > 0:
-            s.clients[(s.g[0].client + s.g[0].clients) % s.clients.size] = now + rules.think
-            s.g[0].clients += 1
+        give_up_record(s, rules, r, now)
         return
     s.g[0].in_system += 1
     s.g[0].backlog = s.g[0].in_system

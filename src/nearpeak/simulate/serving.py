@@ -117,6 +117,11 @@ class Deployment:
         return sum(one.devices * one.count for one in self.instances)
 
     @property
+    def rows(self) -> list[Instances]:
+        """The kind of every instance, one by one."""
+        return [one for one in self.instances for _ in range(one.count)]
+
+    @property
     def room(self) -> int:
         """Tokens of the longest request that can be served, by context and by the smallest cache less its drafts."""
         cache = self.block * min(one.blocks for one in self.instances) - self.speculation.draft
@@ -124,7 +129,7 @@ class Deployment:
 
     def instance_records(self) -> NDArray[np.void]:
         """The instances as the loop knows them, one record each."""
-        rows = [one for one in self.instances for _ in range(one.count)]
+        rows = self.rows
         records = np.zeros(len(rows), state.INSTANCE)
         for name in ("kind", "most", "blocks"):
             records[name] = [getattr(row, name) for row in rows]
@@ -284,7 +289,7 @@ class _Collected:
         sketches = self.sketches | {"gap": Sketch(s.gaps.copy(), float("nan"))}
         middle = state.LEAST * state.RATIO ** (np.arange(state.BINS) + 0.5)
         sketches["gap"].total = float((s.gaps * middle).sum())
-        rows = [one for one in deployment.instances for _ in range(one.count)]
+        rows = deployment.rows
         busy = s.e["busy"].reshape(len(rows), -1).sum(axis=1) / (deployment.stages * max(span, 1e-30))
         idle = deployment.table.kinds["idle_watts"][[row.kind for row in rows]]
         joules = float(s.e["joules"].sum() + (idle * np.maximum(span * (1 - busy), 0.0)).sum())

@@ -10,6 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from nearpeak.simulate.split_model import KINDS, LEAST, add_dense, alone, look_up, part, search, stretched
+from nearpeak.simulate.steps import overlapped
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -58,6 +59,35 @@ def take_prompts(
 
 
 @njit(cache=True)
+def emit(
+    running: Counts, count: int, now: float, first: Counts, isl: Counts, osl: Counts, need: Counts, last: Array,
+    done: Counts, end: Array, gaps: Array, limit: float,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """All running requests get a token at ``now``; those that are complete leave ``running``.
+
+    Returns:
+        How many go on, tokens of cache that the others give back, tokens by which the contexts grow in all, and gaps
+        above ``limit``.
+    """
+    kept, freed, grown, late = 0, 0, count, 0
+    for i in range(count):
+        r = running[i]
+        gap = now - last[r]
+        gaps[first[r] + done[r] - 1] = gap
+        late += gap > limit
+        last[r] = now
+        done[r] += 1
+        if done[r] == osl[r]:
+            end[r] = now
+            freed += need[r]
+            grown -= isl[r] + done[r]
+        else:
+            running[kept] = r
+            kept += 1
+    return kept, freed, grown, late
+
+
+@njit(cache=True)
 def run_chunked(
     arrival: Array, isl: Counts, osl: Counts, first: Counts, dense: Array, attend: Array, read: Array, host: Array,
     capacity: int, batch: int, budget: int, order: int, age: float,
@@ -101,24 +131,11 @@ def run_chunked(
             look_up(read, count, context / count, 1.0, work[5])
         seconds = alone(work, 1.0, 1.0)
         if new:
-            seconds = np.sqrt(np.sqrt(seconds**4 + host[2] ** 4))
+            seconds = overlapped(seconds, host[2])
         now += seconds + host[0] + host[1] * (count + (1 if new else 0))
-        kept = 0
-        for i in range(count):
-            r = running[i]
-            gaps[first[r] + done[r] - 1] = now - last[r]
-            last[r] = now
-            done[r] += 1
-            context += 1
-            if done[r] == osl[r]:
-                end[r] = now
-                free += need[r]
-                context -= isl[r] + done[r]
-                over, held = over + 1, held - 1
-            else:
-                running[kept] = r
-                kept += 1
-        count = kept
+        kept, freed, grown, _ = emit(running, count, now, first, isl, osl, need, last, done, end, gaps, np.inf)
+        over, held, count = over + count - kept, held - (count - kept), kept
+        free, context = free + freed, context + grown
         kept = 0
         for i in range(queued):
             r = waiting[i]
@@ -198,7 +215,7 @@ def run_split(
                 starts_prefill = True
                 add_dense(dense, new, 0.0, work[0])
                 whole = alone(work[0], 1.0, reach)
-                delay[0] = np.sqrt(np.sqrt(whole**4 + host[2] ** 4)) - whole + host[0] + host[1]
+                delay[0] = overlapped(whole, host[2]) - whole + host[0] + host[1]
             look = False
         starts_decode = not active[1] and count + joined > 0
         if starts_decode:
@@ -281,25 +298,12 @@ def run_split(
                     joined += 1
             queued = kept
         else:
-            kept = 0
-            for i in range(count):
-                r = running[i]
-                gap = now - last[r]
-                gaps[first[r] + done[r] - 1] = gap
-                seen += 1
-                late += gap > thresholds[3]
-                last[r] = now
-                done[r] += 1
-                context += 1
-                if done[r] == osl[r]:
-                    end[r] = now
-                    free += need[r]
-                    context -= isl[r] + done[r]
-                    over, held = over + 1, held - 1
-                else:
-                    running[kept] = r
-                    kept += 1
-            count = kept
+            seen += count
+            kept, freed, grown, missed = emit(
+                running, count, now, first, isl, osl, need, last, done, end, gaps, thresholds[3]
+            )
+            over, held, count = over + count - kept, held - (count - kept), kept
+            free, context, late = free + freed, context + grown, late + missed
         if control == REACTIVE and now >= check:
             for i in range(queued):
                 seen_first += 1

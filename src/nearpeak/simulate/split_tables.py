@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearpeak.cost import decode, ledger, mixed, platform_of
+from nearpeak.cost.calibration import join
 from nearpeak.cost.engine import engine_on
 from nearpeak.cost.memory import kv_bytes
 from nearpeak.cost.step import Step, depth
@@ -78,7 +79,7 @@ def split_terms(setup: Setup, price: Callable[[Setup], Step]) -> dict[str, Array
         whole, compute, traffic, fixed = (np.asarray(getattr(step, name)) for step in at.values())
         fixed = np.minimum(fixed, whole)
         compute, traffic = np.maximum(compute - fixed, 0.0), np.maximum(traffic - fixed, 0.0)
-        joined = fixed + (compute**4 + traffic**4) ** 0.25
+        joined = fixed + join(compute, traffic)
         with np.errstate(invalid="ignore", divide="ignore"):  # parts that a model has none of take no time
             scale = np.where(joined > 0, whole / joined, 0.0)
         found[name] = np.stack(np.broadcast_arrays(fixed * scale, compute * scale, traffic * scale), axis=-1)

@@ -214,6 +214,12 @@ def chunk_attention(t: StepTable, kind: int, prompts: int, size: float, prefix: 
 
 
 @compiled
+def overlapped(one: float, other: float) -> float:
+    """Two overlapping times in one, as ``cost.calibration.join`` does for arrays."""
+    return np.sqrt(np.sqrt(one**4 + other**4))
+
+
+@compiled
 def mixed_seconds(
     t: StepTable, kind: int, rows: int, sampled: int, decoding: int, context: float, attention: float
 ) -> float:
@@ -229,5 +235,5 @@ def mixed_seconds(
     if decoding > 0:
         kernels += line(t.attend[kind], t.knots, min(decoding, t.attend.shape[1] - 1), context)[0]
     launch = t.kinds[kind].launch
-    both = kernels + launch if t.kinds[kind].serial > 0 else np.sqrt(np.sqrt(kernels**4 + launch**4))
+    both = kernels + launch if t.kinds[kind].serial > 0 else overlapped(kernels, launch)
     return both + t.kinds[kind].step + t.kinds[kind].sequence * decoding
