@@ -13,7 +13,7 @@ pins() { "$1/bin/pip" freeze --exclude nearpeak --exclude pip --exclude setuptoo
 "$work/base/bin/pip" install --quiet .
 "$python" -m venv "$work/full"
 "$work/full/bin/pip" install --quiet "$torch"
-"$work/full/bin/pip" install --quiet ".[torch,calibrate,simulate,ray,web]" pip'>=25.1'
+"$work/full/bin/pip" install --quiet ".[torch,calibrate,simulate,search,ray,web]" pip'>=25.1'
 "$work/full/bin/pip" install --quiet --group dev
 pins "$work/base" > "$work/base.txt"
 pins "$work/full" > "$work/full.txt"

@@ -46,6 +46,7 @@ for _command in (
     explain.explain,
     explain.fleet,
     explain.live,
+    explain.search,
     catalogues.models,
     catalogues.hardware,
     catalogues.techniques,
@@ -55,7 +56,7 @@ for _command in (
     nearpeak.add_command(_command)
 
 
-EXTRAS = {"numba": "simulate", "scipy": "simulate", "ray": "ray", "fastapi": "web", "uvicorn": "web", "torch": "torch",
+EXTRAS = {"numba": "simulate", "highspy": "search", "ray": "ray", "fastapi": "web", "uvicorn": "web", "torch": "torch",
           "transformers": "torch", "cryptography": "torch"}  # fmt: skip
 """The extra that brings a package which the base does without."""
 

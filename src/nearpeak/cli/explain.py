@@ -1,4 +1,4 @@
-"""``nearpeak explain``, ``fleet`` and ``live``: topics with the numbers of one's own case."""
+"""``nearpeak explain``, ``fleet``, ``live`` and ``search``: topics with the numbers of one's own case."""
 
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,12 @@ def _fleet() -> "dict[str, Topic]":
 
 def _live() -> "dict[str, Topic]":
     from nearpeak.decode import topics
+
+    return topics()
+
+
+def _search() -> "dict[str, Topic]":
+    from nearpeak.search.topics import topics
 
     return topics()
 
@@ -66,3 +72,18 @@ def live(ctx: click.Context, as_json: bool) -> None:
     """List what can be run, or run one. Needs the extra ``nearpeak[torch]``."""
     if ctx.invoked_subcommand is None:
         print_topics(_live(), as_json)
+
+
+@click.group(cls=Topics, found=_search, short_help="How optimizers compare, and what they solve besides tuning.")
+@json_option
+@click.pass_context
+def search(ctx: click.Context, as_json: bool) -> None:
+    """List the topics of search, or run one. To tune a program of your own: nearpeak tune.
+
+    \b
+    Examples:
+      nearpeak search
+      nearpeak search pareto --problem dtlz2 --population 300 --generations 60
+    """
+    if ctx.invoked_subcommand is None:
+        print_topics(_search(), as_json)

@@ -1,0 +1,123 @@
+"""A Gaussian process over every configuration of a grid, kept up to date in time linear in the grid.
+
+The posterior of all N configurations is carried as ``V = L^-1 K(seen, grid)`` [n, N]: one more observation is one more
+row, O(n N) work; only new hyperparameters cost O(n^2 N). Means are ``y' L^-T V``, so that values can be standardised,
+clipped and imputed anew at every step for O(n N).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dtrtri
+from scipy.optimize import minimize
+
+from nearpeak.search.gp import JITTER, Hyperparameters, cholesky, standardised
+from nearpeak.search.kernels import SHAPES, Stationary
+from nearpeak.search.parameters import Floats
+
+Index = NDArray[np.intp]
+
+LENGTHS: Final = (0.7, 1.0)
+"""Prior of the log length scales: tighter than ``gp.WIDE``, since a search of a table begins with ten observations."""
+
+
+class TableGP:
+    """A GP over the rows of ``features [N, f]``, which learns them one by one.
+
+    Args:
+        shape: of ``kernels.SHAPES``. groups: group of each feature, ``[f]``.
+    """
+
+    def __init__(self, features: Floats, shape: str, groups: Index) -> None:
+        self.features, self.shape, self.groups = features, shape, groups
+        self.seen: list[int] = []
+        self.theta: Floats | None = None
+        self._factor = np.zeros((256, 256))
+        self._rows = np.empty((256, len(features)), dtype=np.float32)
+        self._kernel: Stationary | None = None
+        self._noise = 0.0
+        self._variance = np.empty(0)
+        self._scaled = self._norms = np.empty(0, dtype=np.float32)
+
+    def fit(self, seen: list[int], y: Floats, iterations: int) -> None:
+        """Hyperparameters of the largest posterior given values ``y [n]`` at grid rows, from the last ones on."""
+        x = self.features[seen]
+        problem = Hyperparameters(x, standardised(y)[0], self.shape, self.groups, lengths=LENGTHS)
+        low, high = np.transpose(problem.bounds)
+        start = problem.start if self.theta is None else self.theta
+
+        def loss(theta: Floats) -> tuple[float, Floats]:
+            value, gradient = problem.log_posterior(theta)
+            return -value, -gradient
+
+        found = minimize(
+            loss,
+            start.clip(low, high),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=problem.bounds,
+            options={"maxiter": iterations},
+        )
+        self.theta = found.x
+        self._kernel, noise = problem.split(found.x)
+        self._noise, n = float(noise[0]) + JITTER, len(seen)
+        self._make_room(n)
+        self._factor[:n, :n] = cholesky(self._kernel(x, x) + self._noise * np.eye(n))
+        inverse, _ = dtrtri(self._factor[:n, :n], lower=1)
+        lengths = self._kernel.lengthscales[self.groups]
+        self._scaled = (self.features / lengths).astype(np.float32)
+        self._norms = np.einsum("ij,ij->i", self._scaled, self._scaled)
+        self._rows[:n] = inverse.astype(np.float32) @ self._covariances(seen)
+        self._variance = self._kernel.scale - np.einsum("ij,ij->j", self._rows[:n], self._rows[:n])
+        self.seen = list(seen)
+
+    def add(self, index: int) -> None:
+        """One more row of the grid is known."""
+        assert self._kernel is not None
+        n = len(self.seen)
+        self._make_room(n + 1)
+        cross = self._covariances([index])[0]
+        left = self._rows[:n, index].astype(float)
+        corner = np.sqrt(max(self._kernel.scale + self._noise - left @ left, JITTER))
+        self._factor[n, :n], self._factor[n, n] = left, corner
+        self._rows[n] = (cross - left.astype(np.float32) @ self._rows[:n]) / corner
+        self._variance = self._variance - self._rows[n] ** 2
+        self.seen.append(index)
+
+    def _covariances(self, rows: list[int]) -> NDArray[np.float32]:
+        """Covariances of some rows of the grid with all, ``[k, N]``, in single precision."""
+        assert self._kernel is not None
+        apart = self._scaled[rows] @ self._scaled.T
+        apart *= -2
+        apart += self._norms
+        apart += self._norms[rows, None]
+        np.maximum(apart, 0, out=apart)
+        found = SHAPES[self.shape](apart)[0]
+        found *= np.float32(self._kernel.scale)
+        return found
+
+    def _make_room(self, rows: int) -> None:
+        if rows > len(self._rows):
+            more = max(rows, 2 * len(self._rows)) - len(self._rows)
+            self._factor = np.pad(self._factor, (0, more))
+            self._rows = np.vstack([self._rows, np.empty((more, self._rows.shape[1]), dtype=np.float32)])
+
+    @contextmanager
+    def supposing(self) -> Iterator[None]:
+        """Rows added inside are forgotten at the end."""
+        known, variance = len(self.seen), self._variance
+        yield
+        del self.seen[known:]
+        self._variance = variance
+
+    def predict(self, y: Floats) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the function at every row of the grid, given values ``y [n]`` of those seen."""
+        n = len(self.seen)
+        targets, centre, spread = standardised(y)
+        weights = solve_triangular(self._factor[:n, :n], targets, lower=True, check_finite=False)
+        mean = weights.astype(np.float32) @ self._rows[:n]
+        return centre + spread * mean.astype(float), spread * np.sqrt(np.maximum(self._variance, 1e-10))

@@ -1,0 +1,13 @@
+"""What `nearpeak search` answers: the subjects of this room and of ``inference`` that a person can call."""
+
+from nearpeak.topic import Topic, topics_of
+
+_SEARCH: tuple[str, ...] = ("multiobjective",)
+_INFERENCE: tuple[str, ...] = ("comparison_topic",)
+"""Modules that hold a ``TOPIC``."""
+
+
+def topics() -> dict[str, Topic]:
+    """The topics by name."""
+    found = topics_of("nearpeak.search", _SEARCH) | topics_of("nearpeak.inference", _INFERENCE)
+    return dict(sorted(found.items()))

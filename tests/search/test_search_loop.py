@@ -1,0 +1,141 @@
+"""The loop: asking, telling, failing, stopping, and going on from a log as if nothing had happened."""
+
+import math
+import os
+import time
+
+import numpy as np
+import pytest
+
+from nearpeak.errors import UsageError
+from nearpeak.search import Float, Integer, Ordinal, Search, Space, minimize
+from nearpeak.search.log import Outcome
+from nearpeak.search.loop import AllFailed, Stop
+
+GRID = Space({"a": Integer(0, 19), "b": Ordinal(tuple(range(0, 40, 2))), "c": Integer(0, 4)}, ("a + b <= 50",))
+METHODS = ("default", "table-bayes", "random")
+
+
+def bowl(c):
+    return 1.0 + (c["a"] - 13) ** 2 + (c["b"] - 20) ** 2 / 4 + c["c"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_killed_anywhere_goes_on_as_if_it_had_not_been(method, tmp_path):
+    whole = Search(GRID, method, seed=3, log=tmp_path / "whole.jsonl")
+    for _ in range(30):
+        c = whole.ask()
+        whole.tell(c, bowl(c) if c["c"] != 2 else None)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    for cut in (1, 2, 17, 40, len(lines) - 1):
+        log = tmp_path / f"{cut}.jsonl"
+        log.write_bytes(b"".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])
+        again = Search(GRID, method, seed=3, log=log)
+        while len(again.history) < 30:
+            c = again.ask()
+            again.tell(c, bowl(c) if c["c"] != 2 else None)
+        again.close()
+        np.testing.assert_array_equal(again.history.points, whole.history.points)
+        assert log.read_bytes().count(b"told") == 30
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_grid_is_never_asked_twice_and_ends_when_it_is_exhausted(method):
+    space = Space({"a": Integer(0, 5), "b": Integer(0, 4)})
+    found = minimize(bowl_of_two, space, 100, method=method)
+    assert len(found.history) == 30
+    assert len(np.unique(found.history.points, axis=0)) == 30
+    assert found.stopped == "every configuration of the space"
+
+
+def bowl_of_two(c):
+    return (c["a"] - 2) ** 2 + c["b"]
+
+
+def test_a_failed_evaluation_teaches_to_stay_away():
+    space = Space({"a": Integer(0, 99), "b": Integer(0, 99)})
+
+    def half_fails(c):
+        if c["a"] >= 50:
+            raise MemoryError("no room")
+        return 1 + abs(c["a"] - 30) + abs(c["b"] - 70)
+
+    found = minimize(half_fails, space, 80)
+    failed = ~found.history.succeeded
+    assert failed[20:].mean() < 0.3
+    assert found.value <= 3
+    assert "MemoryError: no room (half_fails" in next(iter(found.reasons.values()))
+
+
+def test_when_all_fail_the_search_says_so_and_why():
+    with pytest.raises(AllFailed, match=r"all 5 evaluations failed; the last, of \{.*\}: it gave nan"):
+        minimize(lambda c: math.nan, GRID, 5)
+
+
+def crashes_or_hangs(c):
+    if c["a"] % 4 == 1:
+        os._exit(3)
+    if c["a"] % 4 == 2:
+        time.sleep(30)
+    return bowl(c)
+
+
+def test_processes_that_crash_or_hang_are_failures_with_a_reason():
+    begun = time.perf_counter()
+    found = minimize(crashes_or_hangs, GRID, 16, method="random", workers=4, time_limit=0.5)
+    assert time.perf_counter() - begun < 20
+    why = set(found.reasons.values())
+    assert why == {"its process ended with exit code 3", "it took longer than 0.5 s"}
+    assert (found.history.succeeded == (found.history.points[:, 0] % 4 % 3 == 0)).all()
+
+
+def test_the_log_of_another_search_is_refused(tmp_path):
+    log = tmp_path / "log.jsonl"
+    Search(GRID, "random", seed=1, log=log).close()
+    with pytest.raises(UsageError, match="its seed is 1, not 2"):
+        Search(GRID, "random", seed=2, log=log)
+    with pytest.raises(UsageError, match="its space is"):
+        Search(Space({"a": Integer(0, 3)}), "random", seed=1, log=log)
+    (tmp_path / "text").write_text("hello\nthere\n")
+    with pytest.raises(UsageError, match="is no log of a search"):
+        Search(GRID, "random", log=tmp_path / "text")
+
+
+def test_it_stops_at_a_target_without_patience_or_out_of_time():
+    assert minimize(bowl, GRID, 1000, method="random", stop=Stop(1000, target=60.0)).value <= 60
+    patient = minimize(bowl, GRID, 1000, method="random", stop=Stop(1000, patience=7))
+    assert len(patient.history) - 1 - patient.history.best == 7
+    timed = minimize(lambda c: time.sleep(0.02) or bowl(c), GRID, 1000, method="random", stop=Stop(1000, seconds=0.2))
+    assert len(timed.history) < 30
+
+
+def test_what_is_given_first_is_tried_first_and_once():
+    default = {"a": 5, "b": 10, "c": 1}
+    found = minimize(bowl, GRID, 5, first=[default, default])
+    assert GRID.describe(found.history.points[0]) == default
+    assert len(np.unique(found.history.points, axis=0)) == 5
+
+
+def test_a_batch_holds_different_points_and_waits_for_none():
+    search = Search(GRID, "table-bayes", seed=0)
+    for _ in range(3):
+        points = search.ask_points(8)
+        assert len(np.unique(points, axis=0)) == 8
+        for p in points[::-1]:
+            search.tell_point(p, Outcome(bowl(GRID.describe(p))))
+    held = search.ask_points(4)
+    assert not (search.ask_points(4)[:, None] == held[None]).all(axis=2).any()
+
+
+def test_constraints_are_measured_and_kept():
+    space = Space({"x": Float(0, 1), "y": Float(0, 1)})
+    found = minimize(lambda c: Outcome(c["x"] + c["y"], constraints=(0.8 - c["x"],)), space, 25, constraints=1)
+    assert found.best["x"] >= 0.8
+    with pytest.raises(UsageError, match="measured constraints, not 1"):
+        minimize(lambda c: 1.0, space, 3, constraints=1)
+
+
+def test_numbers_that_make_no_sense_are_refused():
+    for wrong in ({"budget": 0}, {"budget": 3, "workers": 0}, {"budget": 3, "time_limit": -1.0}):
+        with pytest.raises(UsageError):
+            minimize(bowl, GRID, **wrong)
