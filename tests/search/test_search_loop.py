@@ -13,7 +13,7 @@ from nearpeak.search.log import Outcome
 from nearpeak.search.loop import AllFailed, Stop
 
 GRID = Space({"a": Integer(0, 19), "b": Ordinal(tuple(range(0, 40, 2))), "c": Integer(0, 4)}, ("a + b <= 50",))
-METHODS = ("default", "table-bayes", "random")
+METHODS = ("default", "table-bayes", "random", "genetic", "differential-evolution", "annealing", "local")
 
 
 def bowl(c):
@@ -139,3 +139,37 @@ def test_numbers_that_make_no_sense_are_refused():
     for wrong in ({"budget": 0}, {"budget": 3, "workers": 0}, {"budget": 3, "time_limit": -1.0}):
         with pytest.raises(UsageError):
             minimize(bowl, GRID, **wrong)
+
+
+def test_the_default_suits_the_space_and_what_was_seen():
+    from nearpeak.search.default import Default
+    from nearpeak.search.history import History
+
+    cube = Space({"x": Float(0, 1), "y": Float(0, 1)})
+    mixed = Space({"x": Float(0, 1), "n": Integer(0, 3)})
+
+    def chosen(space, count, cost):
+        rows = space.sample(count, np.random.default_rng(0)) if count else np.empty((0, space.width))
+        history = History.of(rows, np.arange(count, dtype=float))
+        history.costs[:] = cost
+        return type(Default().chosen(space, history)).__name__
+
+    assert chosen(GRID, 30, 1.0) == "TableBayes"
+    assert chosen(cube, 30, 1.0) == chosen(mixed, 30, 0.0) == "Bayesian"
+    assert chosen(cube, 1_000, 1.0) == chosen(cube, 30, 1e-5) == "DifferentialEvolution"
+    assert chosen(mixed, 1_000, 1.0) == chosen(GRID, 30, 1e-5) == "Genetic"
+
+
+@pytest.mark.parametrize("method", ["genetic", "differential-evolution", "annealing", "local"])
+def test_what_learns_where_it_stands_beats_chance_on_a_mixed_space(method):
+    space = Space(
+        {"kind": Ordinal(("a", "b", "c")), "rate": Float(1e-4, 1.0, log=True), "n": Integer(1, 40)}, ("n * rate <= 20",)
+    )
+
+    def cost(c):
+        return abs(math.log(c["rate"] / 0.01)) + abs(c["n"] - 31) / 4 + 2 * (c["kind"] != "b")
+
+    def median(name):
+        return np.median([minimize(cost, space, 100, method=name, seed=s).value for s in range(7)])
+
+    assert median(method) < 0.5 * median("random")

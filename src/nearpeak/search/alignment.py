@@ -18,18 +18,18 @@ WEIGHT: Final = 0.5
 _FEWEST: Final = 4
 
 
-def with_alignment(space: Space) -> tuple[Floats, NDArray[np.intp]]:
-    """Features of every configuration of a space's grid, the alignment of its sizes with them, and their groups.
+def with_alignment(space: Space, rows: NDArray[np.intp]) -> tuple[Floats, NDArray[np.intp]]:
+    """Features of some rows of a space's grid, the alignment of their sizes with them, and the features' groups.
 
     Returns:
-        features ``[N, f]`` and the group of each, ``[f]``; each alignment is a group of its own.
+        features ``[rows, f]`` and the group of each, ``[f]``; each alignment is a group of its own.
     """
     assert space.grid is not None
-    features, groups = [space.encode(space.grid.points)], list(space.groups)
+    features, groups = [space.encode(space.grid.points[rows])], list(space.groups)
     for j, parameter in enumerate(space.parameters.values()):
         exponents = _exponents_of_two(parameter)
         if exponents is not None:
-            levels = space.grid.levels[:, j]
+            levels = space.grid.levels[rows, j]
             features.append(np.where(levels < 0, 0.5 * WEIGHT, WEIGHT * exponents[levels])[:, None])
             groups.append(max(groups) + 1)
     return np.hstack(features), np.asarray(groups, dtype=np.intp)

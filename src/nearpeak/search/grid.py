@@ -53,6 +53,8 @@ class Grid:
 
     def find(self, points: Floats) -> NDArray[np.intp]:
         """Where configurations stand in the grid, ``[n]``; -1 for those that are not in it."""
+        if len(points) == 0:
+            return np.empty(0, dtype=np.intp)
         return self.lookup(self._to_levels(points))
 
     @cached_property

@@ -11,6 +11,10 @@ METHODS: Final[dict[str, tuple[str, str, str]]] = {
     "default": ("default", "Default", "picks one from the space, the budget, the noise and the cost"),
     "table-bayes": ("table_bayes", "TableBayes", "a GP over every configuration of a grid, expected improvement"),
     "bayes": ("bayesian", "Bayesian", "the reference loop: a GP and log expected improvement"),
+    "genetic": ("populations", "Genetic", "a genetic algorithm, one child at a time"),
+    "differential-evolution": ("populations", "DifferentialEvolution", "differential evolution, one child at a time"),
+    "annealing": ("local_search", "Annealing", "simulated annealing"),
+    "local": ("local_search", "LocalSearch", "unseen neighbours of the best"),
     "random": ("random_search", "RandomSearch", "uniform, without repeats on a grid"),
 }
 """Name: module of this room, class, what it is."""

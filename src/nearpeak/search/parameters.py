@@ -153,6 +153,10 @@ class Integer:
         """Its place between low and high."""
         return _scaled(columns, self.low, self.high, self.log)
 
+    def unscale(self, features: Floats) -> Floats:
+        """The whole number whose feature is nearest."""
+        return np.clip(np.rint(_unscaled(features, self.low, self.high, self.log)), self.low, self.high)
+
     def values(self, columns: Floats) -> NDArray[Any]:
         """The numbers."""
         return columns[:, 0]
@@ -231,6 +235,10 @@ class Ordinal(_Listed):
     def features(self, columns: Floats) -> Floats:
         """The place of the value in the order."""
         return columns / max(self.levels - 1, 1)
+
+    def unscale(self, features: Floats) -> Floats:
+        """The index whose feature is nearest."""
+        return np.clip(np.rint(features * (self.levels - 1)), 0, self.levels - 1)
 
 
 @dataclass(frozen=True)

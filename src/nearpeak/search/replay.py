@@ -29,7 +29,7 @@ class Table:
 
     Attributes:
         name: of the file. about: its metadata. space: the configurations, all that are listed. values: seconds of
-            each, NaN where it failed, ``[N]``. costs: seconds that evaluating each took, ``[N]``.
+            each, NaN where it failed, ``[N]``. costs: seconds that evaluating each took, ``[N]``; 0: not known.
     """
 
     name: str
@@ -74,7 +74,7 @@ def read_table(path: Path | str, value: str = "seconds", cost: str = "evaluation
     values = np.where(np.isfinite(values), values, np.nan)
     if not np.isfinite(values).any():
         raise UsageError(f"no configuration of {str(path)!r} has a value: all {len(values)} failed")
-    costs = _floats(columns[cost]) if cost in columns else np.nan_to_num(values)
+    costs = _floats(columns[cost]) if cost in columns else np.zeros(len(values))
     orders: dict[str, list[Any]] = json.loads(about["parameters"]) if "parameters" in about else {}
     names = list(orders) or [name for name in columns if name not in (value, cost)]
     if missing := [name for name in names if name not in columns]:

@@ -18,12 +18,18 @@ from nearpeak.search.candidates import farthest
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
-from nearpeak.search.table_gp import TableGP
+from nearpeak.search.table_gp import Index, TableGP
 from nearpeak.search.targets import learnable
 
 
 _LEAST_CHANCE: Final = 0.02
 """Of success, that a configuration is given at least: a model of failures may be wrong."""
+
+
+WHOLE: Final = 20_000
+"""Grids up to this size are modelled whole; of larger ones a sample of half as many, drawn anew with each fit, and the
+neighbours of the best."""
+_BEST: Final = 8
 
 
 @dataclass
@@ -32,37 +38,37 @@ class TableBayes:
 
     Attributes:
         initial: evaluations before the first model, spread over the space. shape: of the kernel. keep: share of the
-            values that keep their differences. iterations: of each fit.
+            values that keep their differences. iterations: of each fit. whole: largest grid that is modelled whole.
     """
 
     initial: int = 10
     shape: str = "matern32"
     keep: float = 0.7
     iterations: int = 15
+    whole: int = WHOLE
     _kept: "_Kept | None" = field(default=None, repr=False)
 
     def propose(self, space: Space, history: History, count: int, rng: np.random.Generator) -> Floats:
         """The next points, ``[count, width]``; fewer where the grid has no more."""
         grid = space.grid
         assert grid is not None
+        seen, pending = grid.find(history.points), grid.find(history.pending)
         left = np.ones(len(grid.points), dtype=bool)
-        seen = grid.find(history.points) if len(history) else np.empty(0, dtype=np.intp)
-        pending = grid.find(history.pending) if len(history.pending) else np.empty(0, dtype=np.intp)
         left[seen] = left[pending] = False
         count = min(count, int(left.sum()))
         if count == 0:
             return grid.points[:0]
-        begun = len(history) + len(history.pending)
-        first = self._first(space, history.seed) if begun < self.initial else seen[:0]
-        waiting = first[left[first]][:count]
-        if len(waiting) or history.succeeded.sum() < 2:
-            if len(waiting) < count:
-                others = np.setdiff1d(np.flatnonzero(left), waiting)
-                waiting = np.append(waiting, rng.choice(others, count - len(waiting), replace=False))
-            return grid.points[waiting]
-        return grid.points[self._modelled(space, history, seen, pending, left, count)]
+        if len(history) < self.initial or history.succeeded.sum() < 2:
+            first = self._first(space, history.seed)
+            chosen = first[left[first]][:count]
+            others = np.setdiff1d(np.flatnonzero(left), chosen)
+            return grid.points[np.append(chosen, rng.choice(others, count - len(chosen), replace=False))]
+        kept = self._caught_up(space, history, seen)
+        if not left[kept.table].any():
+            return grid.points[rng.choice(np.flatnonzero(left), count, replace=False)]
+        return grid.points[self._modelled(kept, history, pending, left, count)]
 
-    def _first(self, space: Space, seed: int) -> NDArray[np.intp]:
+    def _first(self, space: Space, seed: int) -> Index:
         """The first sample: of some hundred random configurations those that are farthest from each other."""
         assert space.grid is not None
         rng = np.random.default_rng(seed)
@@ -70,58 +76,71 @@ class TableBayes:
         return pool[farthest(space.encode(space.grid.points[pool]), self.initial)]
 
     def _modelled(
-        self,
-        space: Space,
-        history: History,
-        seen: NDArray[np.intp],
-        pending: NDArray[np.intp],
-        left: NDArray[np.bool_],
-        count: int,
-    ) -> NDArray[np.intp]:
-        model = self._caught_up(space, history, seen)
+        self, kept: "_Kept", history: History, pending: Index, left: NDArray[np.bool_], count: int
+    ) -> Index:
+        """The rows of the grid to evaluate next; what is pending, and each that is chosen, counts with its mean."""
+        model, open_ = kept.model, left[kept.table]
         targets = learnable(history, self.keep)
-        best = float(targets.min())
-        good = history.feasible
+        best, good = float(targets.min()), history.feasible
         success = 0.0 if good.all() else np.log(model.predict(good.astype(float))[0].clip(_LEAST_CHANCE, 1.0))
         chosen: list[int] = []
         with model.supposing():
-            for index in pending:
-                targets = np.append(targets, model.predict(targets)[0][index])
-                model.add(int(index))
-            while True:
+            for place in kept.places(pending):
+                targets = np.append(targets, model.predict(targets)[0][place])
+                model.add(int(place))
+            for _ in range(min(count, int(open_.sum()))):
                 mean, sd = model.predict(targets)
-                score = np.where(left, log_improvement((best - mean) / sd) + np.log(sd) + success, -np.inf)
+                score = np.where(open_, log_improvement((best - mean) / sd) + np.log(sd) + success, -np.inf)
                 chosen.append(int(np.argmax(score)))
-                if len(chosen) == count:
-                    return np.asarray(chosen)
-                left[chosen[-1]] = False
+                open_[chosen[-1]] = False
                 targets = np.append(targets, mean[chosen[-1]])
                 model.add(chosen[-1])
+        return kept.table[chosen]
 
-    def _caught_up(self, space: Space, history: History, seen: NDArray[np.intp]) -> TableGP:
+    def _caught_up(self, space: Space, history: History, seen: Index) -> "_Kept":
         """The model of this history: the one kept if it is of its beginning, else a new one taken through it."""
-        kept = self._kept
-        if kept is None or kept.space is not space or kept.model.seen != seen[: len(kept.model.seen)].tolist():
-            features, groups = with_alignment(space)
-            model = TableGP(features, self.shape, groups)
-            kept = self._kept = _Kept(space, model, self.initial)
-        model, rows = kept.model, seen.tolist()
-        while kept.due <= len(rows):
-            past = history.until(kept.due)
-            if past.succeeded.sum() >= 2:
-                model.fit(rows[: kept.due], learnable(past, self.keep), self.iterations)
-            kept.due += max(5, kept.due // 5)
-        if not model.seen:
-            model.fit(rows, learnable(history, self.keep), self.iterations)
-        for index in rows[len(model.seen) :]:
-            model.add(index)
-        return model
+        kept, rows = self._kept, seen.tolist()
+        if kept is None or kept.space is not space or kept.seen != rows[: len(kept.seen)]:
+            kept = self._kept = _Kept(space, TableGP(self.shape), self.initial)
+        for n in range(len(kept.seen) + 1, len(rows) + 1):
+            place = kept.places(seen[n - 1 : n])
+            if len(place) and n < kept.due:
+                kept.model.add(int(place[0]))
+            elif n >= self.initial and (past := history.until(n)).succeeded.sum() >= 2:
+                kept.table = self._table(space, past, seen[:n])
+                features, groups = with_alignment(space, kept.table)
+                places = kept.places(seen[:n]).tolist()
+                kept.model.fit(features, groups, places, learnable(past, self.keep), self.iterations)
+                kept.due = n + max(5, n // 5)
+            kept.seen.append(rows[n - 1])
+        return kept
+
+    def _table(self, space: Space, history: History, seen: Index) -> Index:
+        """The rows of the grid that the model holds, in order."""
+        assert space.grid is not None
+        size = len(space.grid.points)
+        if size <= self.whole:
+            return np.arange(size)
+        sample = np.random.default_rng([history.seed, len(history)]).choice(size, self.whole // 2, replace=False)
+        best = seen[np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")[:_BEST]]
+        near = [space.grid.neighbours(int(i)) for i in best]
+        return np.unique(np.concatenate([sample, seen, *near]))
 
 
 @dataclass
 class _Kept:
-    """A model, the space that it is of, and the number of evaluations at which it is fitted next."""
+    """A model of a space, the number of evaluations at which it is fitted next, the rows of the grid that it holds,
+    and those that it knows."""
 
     space: Space
     model: TableGP
     due: int
+    table: Index = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    seen: list[int] = field(default_factory=list)
+
+    def places(self, rows: Index) -> Index:
+        """Where rows of the grid stand in the table; those that are not in it are left out."""
+        if len(self.table) == 0:
+            return self.table
+        place = np.searchsorted(self.table, rows).clip(max=len(self.table) - 1)
+        return place[self.table[place] == rows]

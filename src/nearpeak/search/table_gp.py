@@ -1,6 +1,6 @@
-"""A Gaussian process over every configuration of a grid, kept up to date in time linear in the grid.
+"""A Gaussian process over a table of configurations, kept up to date in time linear in the table.
 
-The posterior of all N configurations is carried as ``V = L^-1 K(seen, grid)`` [n, N]: one more observation is one more
+The posterior of all N configurations is carried as ``V = L^-1 K(seen, table)`` [n, N]: one more observation is one more
 row, O(n N) work; only new hyperparameters cost O(n^2 N). Means are ``y' L^-T V``, so that values can be standardised,
 clipped and imputed anew at every step for O(n N).
 """
@@ -26,27 +26,28 @@ LENGTHS: Final = (0.7, 1.0)
 
 
 class TableGP:
-    """A GP over the rows of ``features [N, f]``, which learns them one by one.
+    """A GP over the rows of a table of features, which learns their values one by one.
 
     Args:
-        shape: of ``kernels.SHAPES``. groups: group of each feature, ``[f]``.
+        shape: of ``kernels.SHAPES``.
     """
 
-    def __init__(self, features: Floats, shape: str, groups: Index) -> None:
-        self.features, self.shape, self.groups = features, shape, groups
+    def __init__(self, shape: str) -> None:
+        self.shape = shape
         self.seen: list[int] = []
         self.theta: Floats | None = None
-        self._factor = np.zeros((256, 256))
-        self._rows = np.empty((256, len(features)), dtype=np.float32)
+        self._factor = np.zeros((0, 0))
+        self._rows = np.empty((0, 0), dtype=np.float32)
         self._kernel: Stationary | None = None
         self._noise = 0.0
         self._variance = np.empty(0)
         self._scaled = self._norms = np.empty(0, dtype=np.float32)
 
-    def fit(self, seen: list[int], y: Floats, iterations: int) -> None:
-        """Hyperparameters of the largest posterior given values ``y [n]`` at grid rows, from the last ones on."""
-        x = self.features[seen]
-        problem = Hyperparameters(x, standardised(y)[0], self.shape, self.groups, lengths=LENGTHS)
+    def fit(self, features: Floats, groups: Index, seen: list[int], y: Floats, iterations: int) -> None:
+        """A table ``[N, f]``, of whose rows ``seen`` are known with values ``y [n]``, and the hyperparameters of the
+        largest posterior, sought from the last ones on. ``groups [f]`` are the groups of the features."""
+        x = features[seen]
+        problem = Hyperparameters(x, standardised(y)[0], self.shape, groups, lengths=LENGTHS)
         low, high = np.transpose(problem.bounds)
         start = problem.start if self.theta is None else self.theta
 
@@ -65,18 +66,18 @@ class TableGP:
         self.theta = found.x
         self._kernel, noise = problem.split(found.x)
         self._noise, n = float(noise[0]) + JITTER, len(seen)
-        self._make_room(n)
+        self._rows = np.empty((max(256, 2 * n), len(features)), dtype=np.float32)
+        self._factor = np.zeros((len(self._rows), len(self._rows)))
         self._factor[:n, :n] = cholesky(self._kernel(x, x) + self._noise * np.eye(n))
         inverse, _ = dtrtri(self._factor[:n, :n], lower=1)
-        lengths = self._kernel.lengthscales[self.groups]
-        self._scaled = (self.features / lengths).astype(np.float32)
+        self._scaled = (features / self._kernel.lengthscales[groups]).astype(np.float32)
         self._norms = np.einsum("ij,ij->i", self._scaled, self._scaled)
         self._rows[:n] = inverse.astype(np.float32) @ self._covariances(seen)
         self._variance = self._kernel.scale - np.einsum("ij,ij->j", self._rows[:n], self._rows[:n])
         self.seen = list(seen)
 
     def add(self, index: int) -> None:
-        """One more row of the grid is known."""
+        """One more row of the table is known."""
         assert self._kernel is not None
         n = len(self.seen)
         self._make_room(n + 1)
@@ -89,7 +90,7 @@ class TableGP:
         self.seen.append(index)
 
     def _covariances(self, rows: list[int]) -> NDArray[np.float32]:
-        """Covariances of some rows of the grid with all, ``[k, N]``, in single precision."""
+        """Covariances of some rows of the table with all, ``[k, N]``, in single precision."""
         assert self._kernel is not None
         apart = self._scaled[rows] @ self._scaled.T
         apart *= -2
@@ -115,7 +116,7 @@ class TableGP:
         self._variance = variance
 
     def predict(self, y: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the function at every row of the grid, given values ``y [n]`` of those seen."""
+        """Mean and standard deviation of the function at every row of the table, given values ``y [n]`` of those seen."""
         n = len(self.seen)
         targets, centre, spread = standardised(y)
         weights = solve_triangular(self._factor[:n, :n], targets, lower=True, check_finite=False)
