@@ -61,7 +61,9 @@ def test_neighbours_differ_in_one_parameter_and_meet_the_constraints():
 
 
 def test_an_inactive_parameter_has_one_configuration():
-    space = Space({"solver": Categorical(("sgd", "adam")), "nesterov": Integer(0, 3)}, (), {"nesterov": "solver == 'sgd'"})
+    space = Space(
+        {"solver": Categorical(("sgd", "adam")), "nesterov": Integer(0, 3)}, (), {"nesterov": "solver == 'sgd'"}
+    )
     assert len(space.grid.points) == 5
     assert space.describe(space.grid.points[-1]) == {"solver": "adam"}
     np.testing.assert_array_equal(space.grid.find(space.grid.points), np.arange(5))
@@ -100,7 +102,10 @@ def test_draws_of_each_kind_are_uniform():
         (lambda: Space({"a": Integer(1, 3)}, ("a >",)), "no expression"),
         (lambda: Space({"a": Integer(1, 3)}, ("open('x')",)), "names|not understood"),
         (lambda: Space({"a": Integer(1, 3)}, ("a.real > 1",)), "not understood"),
-        (lambda: Space({"a": Integer(1, 3), "b": Integer(1, 3)}, ("a > 2", "a + b < 3")).grid, "'a \\+ b < 3' together with 'a > 2'"),
+        (
+            lambda: Space({"a": Integer(1, 3), "b": Integer(1, 3)}, ("a > 2", "a + b < 3")).grid,
+            "'a \\+ b < 3' together with 'a > 2'",
+        ),
         (lambda: Space({"a": Float(0, 1)}, ("a > 2",)).sample(1, np.random.default_rng(0)), "'a > 2' holds in 0.00%"),
         (lambda: Space({"a": Integer(1, 3)}, (), {"b": "a > 1"}), "conditions on b"),
         (lambda: Integer(3, 1), "empty"),

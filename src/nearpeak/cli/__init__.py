@@ -19,6 +19,7 @@ from nearpeak.cli import (
     predict,
     prove,
     simulate,
+    tune,
     web,
 )
 from nearpeak.errors import NearpeakError
@@ -51,6 +52,7 @@ for _command in (
     catalogues.hardware,
     catalogues.techniques,
     measurements.measurements,
+    tune.tune,
     web.web,
 ):
     nearpeak.add_command(_command)

@@ -26,17 +26,17 @@ def expected_improvement(posterior: Posterior, x: Floats, best: float) -> Floats
     """E[max(best - f, 0)] at features ``[m, f]``, in the units of the values."""
     mean, sd = posterior.predict(x)
     z = (best - mean) / sd
-    return sd * (z * ndtr(z) + np.exp(-0.5 * z * z - 0.5 * _LOG_2PI))
+    return np.asarray(sd * (z * ndtr(z) + np.exp(-0.5 * z * z - 0.5 * _LOG_2PI)))
 
 
 def log_expected_improvement(posterior: Posterior, x: Floats, best: float) -> Floats:
-    """log E[max(best - f, 0)], accurate where the improvement is far out of reach."""
+    """Log E[max(best - f, 0)], accurate where the improvement is far out of reach."""
     mean, sd = posterior.predict(x)
     return log_improvement((best - mean) / sd) + np.log(sd)
 
 
 def probability_of_improvement(posterior: Posterior, x: Floats, best: float) -> Floats:
-    """log P(f < best)."""
+    """Log P(f < best)."""
     mean, sd = posterior.predict(x)
     return np.asarray(log_ndtr((best - mean) / sd))
 

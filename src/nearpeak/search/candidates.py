@@ -29,7 +29,8 @@ _ROUNDS: Final = 12
 
 def initial_design(space: Space, count: int, rng: np.random.Generator) -> Floats:
     """A first sample that fills the space: scrambled Sobol points where all parameters are floats and unconstrained,
-    else the draws of a larger sample that are farthest from each other (maximin), ``[count, width]``."""
+    else the draws of a larger sample that are farthest from each other (maximin), ``[count, width]``.
+    """
     floats = [p for p in space.parameters.values() if isinstance(p, Float)]
     if len(floats) == len(space.parameters) and not space.constraints and not space.conditions:
         unit = qmc.Sobol(len(floats), seed=rng).random(1 << max(count - 1, 0).bit_length())[:count]
@@ -59,9 +60,7 @@ def unseen(space: Space, points: Floats, history: History) -> Floats:
     return points[~seen[space.grid.find(points)]]
 
 
-def maximize(
-    space: Space, score: Score, history: History, rng: np.random.Generator, effort: float = 1.0
-) -> Floats:
+def maximize(space: Space, score: Score, history: History, rng: np.random.Generator, effort: float = 1.0) -> Floats:
     """The configuration with the largest score, ``[width]``; one not yet seen where the space is a grid and has one.
 
     ``effort``: share of the usual number of candidates, where the space is not scored whole.

@@ -1,14 +1,15 @@
 """The default: which method suits this space and what was seen so far.
 
 - A space that can be listed: ``TableBayes``, a GP over the table.
-- Any other: Bayesian optimization, with a smooth kernel (Matern-5/2) where all parameters are floats and a rough one
-  (Matern-3/2) where some are not; measured constraints weigh the acquisition, and where evaluations come with their
-  variance it is the noisy expected improvement. Failures count as the worst value seen.
-- More than ``MANY`` evaluations, or evaluations that take less time than choosing by a model does: an evolutionary
-  method, which chooses at once.
+- Any other: Bayesian optimization, with a smooth kernel where all parameters are floats (squared exponential or
+  Matern-5/2, by their evidence) and a rough one (Matern-3/2) where some are not; measured constraints weigh the
+  acquisition, and where evaluations come with their variance it is the noisy expected improvement. Failures count as
+  the worst value seen.
+- More than ``MANY`` evaluations: an evolutionary method, which chooses at once.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,21 +17,16 @@ import numpy as np
 from nearpeak.search.acquisition import Acquisition, log_expected_improvement
 from nearpeak.search.bayesian import Bayesian, Preparation
 from nearpeak.search.constrained import Constrained
-from nearpeak.search.gp import GP, fit
 from nearpeak.search.history import History
 from nearpeak.search.loop import Method
-from nearpeak.search.noisy_improvement import NoisyImprovement
 from nearpeak.search.parameters import Float, Floats
 from nearpeak.search.populations import DifferentialEvolution, Genetic
+from nearpeak.search.refitted import RefittedGP
 from nearpeak.search.space import Space
 from nearpeak.search.table_bayes import TableBayes
 
 MANY: Final = 1_000
 """Evaluations after which an exact GP costs more than it finds."""
-CHEAP: Final = 1e-3
-"""Seconds that an evaluation takes where no model is worth its time."""
-_SETTLED: Final = 20
-"""Evaluations after which their cost is known."""
 
 
 @dataclass
@@ -38,43 +34,40 @@ class Default:
     """What ``minimize`` uses unless it is told otherwise."""
 
     _table: TableBayes = field(default_factory=TableBayes, repr=False)
+    _smooth: RefittedGP = field(default_factory=partial(RefittedGP, shapes=("rbf", "matern52")), repr=False)
+    _rough: RefittedGP = field(default_factory=partial(RefittedGP, shapes=("matern32",)), repr=False)
 
     def propose(self, space: Space, history: History, count: int, rng: np.random.Generator) -> Floats:
         """The next points, ``[count, width]``."""
-        return self.chosen(space, history).propose(space, history, count, rng)
+        method = self.chosen(space, history)
+        return method.propose(space, failures_as_worst(history) if method is not self._table else history, count, rng)
 
     def chosen(self, space: Space, history: History) -> Method:
         """The method for the next points."""
         floats = all(isinstance(p, Float) for p in space.parameters.values())
-        if len(history) >= MANY or _cheap(history):
+        if len(history) >= MANY:
             return DifferentialEvolution() if floats else Genetic()
         if space.grid is not None:
             return self._table
-        return Bayesian(_smooth if floats else _rough, _acquisition(history))
+        surrogate, gain = self._smooth if floats else self._rough, _gain(history)
+        return Bayesian(surrogate, Constrained(gain) if history.constraints.shape[1] else gain)
 
 
-def _cheap(history: History) -> bool:
-    known = history.costs[:_SETTLED]
-    return len(known) == _SETTLED and 0 < float(np.median(known)) < CHEAP
+def _gain(history: History) -> Acquisition | Preparation:
+    if not np.isfinite(history.variances[history.succeeded]).all() or not history.succeeded.any():
+        return log_expected_improvement
+    from nearpeak.search.noisy_improvement import NoisyImprovement  # brings numba, which the base does without
+
+    return NoisyImprovement()
 
 
-def _acquisition(history: History) -> Acquisition | Preparation:
-    noisy = np.isfinite(history.variances[history.succeeded]).all()
-    plain = NoisyImprovement() if noisy else log_expected_improvement
-    return Constrained(plain) if history.constraints.shape[1] else plain
-
-
-def _surrogate(space: Space, history: History, shape: str) -> GP:
+def failures_as_worst(history: History) -> History:
+    """The history with the worst value seen, and the largest variance, in place of failures."""
     good = history.succeeded
-    values = np.where(good, history.values, history.values[good].max())
-    variances = history.variances[good]
-    noise = np.where(good, history.variances, variances.max()) if np.isfinite(variances).all() else None
-    return fit(space.encode(history.points), values, shape=shape, groups=space.groups, noise=noise)
-
-
-def _smooth(space: Space, history: History, rng: np.random.Generator) -> GP:
-    return _surrogate(space, history, "matern52")
-
-
-def _rough(space: Space, history: History, rng: np.random.Generator) -> GP:
-    return _surrogate(space, history, "matern32")
+    if good.all() or not good.any():
+        return history
+    return replace(
+        history,
+        values=np.where(good, history.values, history.values[good].max()),
+        variances=np.where(good, history.variances, history.variances[good].max()),
+    )

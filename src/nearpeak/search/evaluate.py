@@ -58,7 +58,7 @@ def outcome_of(f: Function, configuration: Mapping[str, Any]) -> Outcome:
 
 @dataclass
 class Here:
-    """This process, one at a time."""
+    """Here and now, one at a time."""
 
     f: Function
     count: int = 1
@@ -157,7 +157,7 @@ class OnRay:
             raise UsageError("a Ray cluster needs the extra: pip install nearpeak[ray]") from None
         if not ray.is_initialized():
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False)
-        self.count = self.count or int(ray.cluster_resources().get("CPU", 1))
+        self.count = self.count or sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
         self._task = ray.remote(max_retries=0)(outcome_of)
 
     def start(self, ticket: int, configuration: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ Mean = Callable[[Floats], Floats]
 """A prior mean: of features ``[m, f]``, in the units of the observations, ``[m]``."""
 
 JITTER: Final = 1e-8
-WIDE: Final = (np.sqrt(2.0), np.sqrt(3.0))
+WIDE: Final = (np.sqrt(2.0) - 3.0, np.sqrt(3.0))
 """Location and spread of the prior of log length scales, less log(d)/2: the published one."""
 _NOISE_LOCATION: Final = -4.0
 _NOISE_SPREAD: Final = 1.0

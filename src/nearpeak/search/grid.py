@@ -113,6 +113,10 @@ def enumerate_grid(
         assert count is not None
         if len(levels) * count > 4 * limit:
             return None
+        if len(asked) == len(constraints) and not conditions:
+            left = np.prod([float(parameters[n].levels or 1) for n in order[position:]])
+            if len(levels) * left > limit:
+                return None
         added = np.tile(np.arange(count, dtype=np.int32), len(levels))
         levels = np.column_stack([np.repeat(levels, count, axis=0), added])
         known = order[: position + 1]

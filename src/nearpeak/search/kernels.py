@@ -9,12 +9,15 @@ Rasmussen, Williams: Gaussian Processes for Machine Learning, MIT Press 2006, ch
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nearpeak.search.parameters import Floats
+
+Distances = NDArray[Any]
+"""Squared scaled distances, in single or double precision."""
 
 
 class Kernel(Protocol):
@@ -27,30 +30,30 @@ class Kernel(Protocol):
         """Variance at each, ``[n]``."""
 
 
-def _rbf(r2: Floats) -> tuple[Floats, Floats]:
+def _rbf(r2: Distances) -> tuple[Distances, Distances]:
     value = np.exp(-0.5 * r2)
     return value, -0.5 * value
 
 
-def _matern12(r2: Floats) -> tuple[Floats, Floats]:
+def _matern12(r2: Distances) -> tuple[Distances, Distances]:
     r = np.sqrt(r2 + 1e-12)
     value = np.exp(-r)
     return value, -0.5 * value / r
 
 
-def _matern32(r2: Floats) -> tuple[Floats, Floats]:
+def _matern32(r2: Distances) -> tuple[Distances, Distances]:
     r = np.sqrt(3 * r2)
     decay = np.exp(-r)
     return (1 + r) * decay, -1.5 * decay
 
 
-def _matern52(r2: Floats) -> tuple[Floats, Floats]:
+def _matern52(r2: Distances) -> tuple[Distances, Distances]:
     r = np.sqrt(5 * r2)
     decay = np.exp(-r)
     return (1 + r + r * r / 3) * decay, -5 / 6 * (1 + r) * decay
 
 
-SHAPES: Final[dict[str, Callable[[Floats], tuple[Floats, Floats]]]] = {
+SHAPES: Final[dict[str, Callable[[Distances], tuple[Distances, Distances]]]] = {
     "rbf": _rbf,
     "matern12": _matern12,
     "matern32": _matern32,

@@ -66,7 +66,9 @@ class Annealing:
             return RandomSearch().propose(space, history, count, rng)
         here = history.points[[self.stands(history)]]
         for _ in range(_TRIES):
-            near = unseen(space, np.unique(space.moved(np.repeat(here, 4 * count, axis=0), rng, self.reach), axis=0), history)
+            near = unseen(
+                space, np.unique(space.moved(np.repeat(here, 4 * count, axis=0), rng, self.reach), axis=0), history
+            )
             if len(near) >= count:
                 return near[rng.permutation(len(near))[:count]]
             here = space.moved(here, rng, self.reach)

@@ -137,7 +137,9 @@ class Search:
         failed = not math.isfinite(outcome.value)
         limits = outcome.constraints if outcome.constraints or not failed else (math.nan,) * wanted
         if len(limits) != wanted:
-            raise UsageError(f"{len(limits)} measured constraints, not {wanted}: Search(..., constraints={len(limits)})")
+            raise UsageError(
+                f"{len(limits)} measured constraints, not {wanted}: Search(..., constraints={len(limits)})"
+            )
         if outcome.why:
             self.reasons[len(self.history)] = outcome.why
         value = math.nan if failed else outcome.value

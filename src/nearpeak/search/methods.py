@@ -1,34 +1,75 @@
-"""The methods by name: what `nearpeak tune --method` and ``minimize(method=...)`` take."""
+"""The methods by name: what `nearpeak tune --method` and ``minimize(method=...)`` take.
 
-from collections.abc import Callable
+``SURROGATE/ACQUISITION`` is the reference loop with those two, ``deep-ensemble/kg``. A name is imported when it is
+asked for, so that the list costs nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final
 
 from nearpeak.errors import UnknownName
 from nearpeak.search.loop import Method
 
-METHODS: Final[dict[str, tuple[str, str, str]]] = {
-    "default": ("default", "Default", "picks one from the space, the budget, the noise and the cost"),
-    "table-bayes": ("table_bayes", "TableBayes", "a GP over every configuration of a grid, expected improvement"),
-    "bayes": ("bayesian", "Bayesian", "the reference loop: a GP and log expected improvement"),
-    "genetic": ("populations", "Genetic", "a genetic algorithm, one child at a time"),
-    "differential-evolution": ("populations", "DifferentialEvolution", "differential evolution, one child at a time"),
-    "annealing": ("local_search", "Annealing", "simulated annealing"),
-    "local": ("local_search", "LocalSearch", "unseen neighbours of the best"),
-    "random": ("random_search", "RandomSearch", "uniform, without repeats on a grid"),
+
+@dataclass(frozen=True)
+class Entry:
+    """A method that can be made.
+
+    Attributes:
+        module: of this room. make: class or function there. about: what it is, in a line. options: what it is made
+            with.
+    """
+
+    module: str
+    make: str
+    about: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: Final[Mapping[str, Entry]] = {
+    "default": Entry("default", "Default", "what suits the space, the evaluations and their cost"),
+    "table-bayes": Entry("table_bayes", "TableBayes", "a GP over every configuration of a grid, expected improvement"),
+    "bayes": Entry("bayesian", "Bayesian", "the reference loop: a GP and log expected improvement"),
+    "full-bayes": Entry("marginalized", "default_method", "the same, hyperparameters marginalized by MCMC"),
+    "thompson": Entry("thompson", "Thompson", "the minimum of a draw of the GP"),
+    "shotgun": Entry("shotgun", "Shotgun", "batches scattered about the minimum of the mean"),
+    "local-penalization": Entry("local_penalization", "LocalPenalization", "batches that keep apart"),
+    "aegis": Entry("asynchronous", "Aegis", "greedy, Thompson and Pareto picks for workers that never wait"),
+    "few-switches": Entry("few_switches", "FewSwitches", "stays on a configuration while evaluations are noisy"),
+    "sparse-batches": Entry("sparse", "BudgetedBatches", "GP-UCB on a Nystrom sketch, for thousands of evaluations"),
+    "kernel-evolution": Entry("kernel_evolution", "KernelEvolution", "a GP whose kernel evolves"),
+    "in-context": Entry("constrained_in_context", "ConstrainedInContext", "a transformer fitted to priors, no fit"),
+    "genetic": Entry("populations", "Genetic", "a genetic algorithm, one child at a time"),
+    "differential-evolution": Entry(
+        "populations", "DifferentialEvolution", "differential evolution, one child at a time"
+    ),
+    "annealing": Entry("local_search", "Annealing", "simulated annealing"),
+    "local": Entry("local_search", "LocalSearch", "unseen neighbours of the best"),
+    "random": Entry("random_search", "RandomSearch", "uniform, without repeats on a grid"),
 }
-"""Name: module of this room, class, what it is."""
 
 
 def method_named(name: str) -> Method:
     """A method with its default settings.
 
     Raises:
-        UnknownName: there is none of this name.
+        UnknownName: there is none of this name, or no such surrogate or acquisition function.
     """
+    if "/" in name:
+        return _pair(*name.split("/", 1))
     if name not in METHODS:
-        raise UnknownName("method", name, METHODS)
-    module, kind, _ = METHODS[name]
-    made: Callable[[], Any] = getattr(import_module(f"nearpeak.search.{module}"), kind)
-    found: Method = made()
-    return found
+        raise UnknownName("method", name, METHODS, "(or SURROGATE/ACQUISITION, as gp/kg)")
+    entry = METHODS[name]
+    made: Method = getattr(import_module(f"nearpeak.search.{entry.module}"), entry.make)(**entry.options)
+    return made
+
+
+def _pair(surrogate: str, acquisition: str) -> Method:
+    from nearpeak.search.reference import reference
+    from nearpeak.search.surrogates import SURROGATES
+
+    if surrogate not in SURROGATES:
+        raise UnknownName("surrogate", surrogate, SURROGATES)
+    return reference(acquisition, SURROGATES[surrogate])

@@ -85,14 +85,17 @@ class DifferentialEvolution:
 
 
 def crossed(space: Space, first: Floats, second: Floats, from_first: NDArray[np.bool_]) -> Floats:
-    """Children that take each parameter whole from one of two parents, ``[n, width]``; ``from_first [n, parameters]``."""
+    """Children that take each parameter whole from one of two parents, ``[n, width]``; ``from_first`` is
+    ``[n, parameters]``.
+    """
     widths = [p.width for p in space.parameters.values()]
     return space.activated(np.where(np.repeat(from_first, widths, axis=1), first, second))
 
 
 def shifted(space: Space, a: Floats, weight: Floats, b: Floats, c: Floats) -> Floats:
     """``a + weight (b - c)`` in the features of numbers and ordinals; other parameters are a's, or b's where b and c
-    differ in them."""
+    differ in them.
+    """
     found = a.copy()
     for name, p in space.parameters.items():
         s = space.columns[name]

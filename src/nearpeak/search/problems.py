@@ -76,9 +76,7 @@ def hartmann3(x: Floats) -> Floats:
 def ackley(x: Floats) -> Floats:
     """A funnel under ripples, [-32.768, 32.768]^d, its bottom off the centre of the cube by a fifth of the width."""
     z = _stretched(x - 0.1, -32.768, 32.768)
-    return np.asarray(
-        -20 * np.exp(-0.2 * np.sqrt((z * z).mean(1))) - np.exp(np.cos(2 * np.pi * z).mean(1)) + 20 + np.e
-    )
+    return np.asarray(-20 * np.exp(-0.2 * np.sqrt((z * z).mean(1))) - np.exp(np.cos(2 * np.pi * z).mean(1)) + 20 + np.e)
 
 
 def rosenbrock(x: Floats) -> Floats:
@@ -123,7 +121,7 @@ def six_hump_camel(x: Floats) -> Floats:
 
 
 def _gardner_constraint(x: Floats) -> Floats:
-    """Branin's constraint of the disk type: inside a circle, Gelbart et al., UAI 2014: (a - 2.5)^2 + (b - 7.5)^2 <= 50."""
+    """Inside a circle (Gelbart et al., UAI 2014): (a - 2.5)^2 + (b - 7.5)^2 <= 50."""
     a, b = _stretched(x, [-5, 0], [10, 15]).T
     return np.asarray(((a - 2.5) ** 2 + (b - 7.5) ** 2 - 50)[:, None])
 
@@ -146,7 +144,9 @@ def ackley_in(dimension: int) -> Problem:
 
 def styblinski_tang_in(dimension: int) -> Problem:
     """Styblinski-Tang in so many dimensions."""
-    return Problem(f"styblinski-tang-{dimension}", dimension, styblinski_tang, -39.16616570377142 * dimension, 290.0 * dimension)
+    return Problem(
+        f"styblinski-tang-{dimension}", dimension, styblinski_tang, -39.16616570377142 * dimension, 290.0 * dimension
+    )
 
 
 def rosenbrock_in(dimension: int) -> Problem:

@@ -47,7 +47,11 @@ class Table:
         """What the table says of one configuration ``[width]``."""
         assert self.space.grid is not None
         row = int(self.space.grid.find(point[None])[0])
-        return Outcome(float(self.values[row]), float(self.costs[row]), why="" if np.isfinite(self.values[row]) else "failed in the table")
+        return Outcome(
+            float(self.values[row]),
+            float(self.costs[row]),
+            why="" if np.isfinite(self.values[row]) else "failed in the table",
+        )
 
 
 def read_table(path: Path | str, value: str = "seconds", cost: str = "evaluation_seconds") -> Table:

@@ -202,7 +202,7 @@ class Space:
         )
 
     def moved(self, points: Floats, rng: np.random.Generator, reach: float = 0.1, tries: int = 20) -> Floats:
-        """Each row with one parameter changed a little (on average; at least one), the constraints kept, ``[n, width]``.
+        """Each row with a parameter or more changed a little, the constraints kept, ``[n, width]``.
 
         A row of which no change was found that meets the constraints stays as it is.
         """
@@ -218,9 +218,7 @@ class Space:
                 chosen = which[:, j] & ~np.isnan(rows[:, self.columns[name].start])
                 if chosen.any():
                     part = rows[chosen][:, self.columns[name]]
-                    rows[np.ix_(chosen, range(*self.columns[name].indices(self.width)))] = self.parameters[name].moved(
-                        part, rng, reach
-                    )
+                    rows[chosen, self.columns[name]] = self.parameters[name].moved(part, rng, reach)
             rows = self.activated(rows)
             good = self.holds(rows)
             moved[left[good]] = rows[good]
@@ -239,7 +237,7 @@ class Space:
         return np.where(which, np.clip(stepped, low, low + span), points)
 
     def encode(self, points: Floats) -> Floats:
-        """Features ``[n, f]`` in [0, 1] for surrogates; one half where a parameter is inactive, and a column that says so."""
+        """Features ``[n, f]`` in [0, 1]; one half where a parameter is inactive, and a column that says so."""
         if self._box is not None:
             return np.asarray((points - self._box[0]) / self._box[1])
         columns = [

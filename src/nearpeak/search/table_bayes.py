@@ -21,7 +21,6 @@ from nearpeak.search.space import Space
 from nearpeak.search.table_gp import Index, TableGP
 from nearpeak.search.targets import learnable
 
-
 _LEAST_CHANCE: Final = 0.02
 """Of success, that a configuration is given at least: a model of failures may be wrong."""
 
@@ -57,16 +56,17 @@ class TableBayes:
         left[seen] = left[pending] = False
         count = min(count, int(left.sum()))
         if count == 0:
-            return grid.points[:0]
+            return np.empty((0, space.width))
         if len(history) < self.initial or history.succeeded.sum() < 2:
             first = self._first(space, history.seed)
             chosen = first[left[first]][:count]
             others = np.setdiff1d(np.flatnonzero(left), chosen)
-            return grid.points[np.append(chosen, rng.choice(others, count - len(chosen), replace=False))]
+            chosen = np.append(chosen, rng.choice(others, count - len(chosen), replace=False))
+            return np.asarray(grid.points[chosen])
         kept = self._caught_up(space, history, seen)
         if not left[kept.table].any():
-            return grid.points[rng.choice(np.flatnonzero(left), count, replace=False)]
-        return grid.points[self._modelled(kept, history, pending, left, count)]
+            return np.asarray(grid.points[rng.choice(np.flatnonzero(left), count, replace=False)])
+        return np.asarray(grid.points[self._modelled(kept, history, pending, left, count)])
 
     def _first(self, space: Space, seed: int) -> Index:
         """The first sample: of some hundred random configurations those that are farthest from each other."""
@@ -75,9 +75,7 @@ class TableBayes:
         pool = rng.choice(len(space.grid.points), min(300, len(space.grid.points)), replace=False)
         return pool[farthest(space.encode(space.grid.points[pool]), self.initial)]
 
-    def _modelled(
-        self, kept: "_Kept", history: History, pending: Index, left: NDArray[np.bool_], count: int
-    ) -> Index:
+    def _modelled(self, kept: "_Kept", history: History, pending: Index, left: NDArray[np.bool_], count: int) -> Index:
         """The rows of the grid to evaluate next; what is pending, and each that is chosen, counts with its mean."""
         model, open_ = kept.model, left[kept.table]
         targets = learnable(history, self.keep)
@@ -130,7 +128,8 @@ class TableBayes:
 @dataclass
 class _Kept:
     """A model of a space, the number of evaluations at which it is fitted next, the rows of the grid that it holds,
-    and those that it knows."""
+    and those that it knows.
+    """
 
     space: Space
     model: TableGP
@@ -143,4 +142,4 @@ class _Kept:
         if len(self.table) == 0:
             return self.table
         place = np.searchsorted(self.table, rows).clip(max=len(self.table) - 1)
-        return place[self.table[place] == rows]
+        return np.asarray(place[self.table[place] == rows])

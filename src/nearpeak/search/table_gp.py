@@ -45,7 +45,8 @@ class TableGP:
 
     def fit(self, features: Floats, groups: Index, seen: list[int], y: Floats, iterations: int) -> None:
         """A table ``[N, f]``, of whose rows ``seen`` are known with values ``y [n]``, and the hyperparameters of the
-        largest posterior, sought from the last ones on. ``groups [f]`` are the groups of the features."""
+        largest posterior, sought from the last ones on. ``groups [f]`` are the groups of the features.
+        """
         x = features[seen]
         problem = Hyperparameters(x, standardised(y)[0], self.shape, groups, lengths=LENGTHS)
         low, high = np.transpose(problem.bounds)
@@ -97,9 +98,7 @@ class TableGP:
         apart += self._norms
         apart += self._norms[rows, None]
         np.maximum(apart, 0, out=apart)
-        found = SHAPES[self.shape](apart)[0]
-        found *= np.float32(self._kernel.scale)
-        return found
+        return np.asarray(SHAPES[self.shape](apart)[0] * np.float32(self._kernel.scale))
 
     def _make_room(self, rows: int) -> None:
         if rows > len(self._rows):
@@ -116,7 +115,7 @@ class TableGP:
         self._variance = variance
 
     def predict(self, y: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the function at every row of the table, given values ``y [n]`` of those seen."""
+        """Mean and standard deviation of the function at every row of the table, given values ``y [n]`` of the seen."""
         n = len(self.seen)
         targets, centre, spread = standardised(y)
         weights = solve_triangular(self._factor[:n, :n], targets, lower=True, check_finite=False)

@@ -2,8 +2,22 @@
 
 from nearpeak.topic import Topic, topics_of
 
-_SEARCH: tuple[str, ...] = ("multiobjective",)
-_INFERENCE: tuple[str, ...] = ("comparison_topic",)
+_SEARCH: tuple[str, ...] = (
+    "asynchronous",
+    "constrained_in_context",
+    "few_switches",
+    "kernel_evolution",
+    "large_neighbourhood",
+    "marginalized",
+    "means",
+    "min_max_violation",
+    "multiobjective",
+    "reference",
+    "shotgun",
+    "sparse",
+    "surrogates",
+)
+_INFERENCE: tuple[str, ...] = ("comparison_topic", "coreset_topic")
 """Modules that hold a ``TOPIC``."""
 
 
