@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BASE := .venv
 FULL := .venv-test
+PEERS := .venv-peers
 MODEL ?= Qwen/Qwen3-32B
 MEASUREMENTS ?= ../shared/measurements
 GOAL ?= --gpus h200:1..8 --isl 4000 --osl 500 --ttft 0.3 --tpot 0.01
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: plan test lint types contracts tests test-slow benchmark docs accuracy calibration community lock clean
+.PHONY: plan test lint types contracts tests test-slow benchmark benchmark-search docs accuracy calibration community lock clean
 
 plan: $(BASE)/installed
 	$(BASE)/bin/nearpeak plan $(MODEL) $(GOAL)
@@ -34,6 +35,14 @@ benchmark: $(FULL)/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/operator_throughput.py
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/plan_throughput.py
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/simulate_throughput.py
+
+# nearpeak's default search beside its peers on every measured kernel space: hours the first time, since the slowest
+# peer takes minutes a run; runs are kept in build/search and only missing ones are made.
+benchmark-search: $(FULL)/installed $(PEERS)/installed
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/search_peers.py \
+		$(MEASUREMENTS)/kernels/*.parquet --cache build/search
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(FULL)/bin/python benchmarks/search.py \
+		$(MEASUREMENTS)/kernels/*.parquet --cache build/search
 
 docs: $(FULL)/installed
 	$(FULL)/bin/python tools/write_docs.py
@@ -68,9 +77,16 @@ $(FULL)/installed: requirements/base.txt requirements/test.txt pyproject.toml
 	$(FULL)/bin/pip install --quiet --no-deps -e .
 	touch $@
 
+# What our search is measured against.
+$(PEERS)/installed: requirements/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet "$$(grep '^torch==' requirements/peers.txt)"
+	$(PEERS)/bin/pip install --quiet -r requirements/peers.txt
+	touch $@
+
 # Pin what a fresh resolution of pyproject.toml gives today.
 lock:
 	tools/lock.sh $(PYTHON)
 
 clean:
-	rm -rf $(BASE) $(FULL) build dist
+	rm -rf $(BASE) $(FULL) $(PEERS) build dist

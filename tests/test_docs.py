@@ -31,7 +31,7 @@ def test_every_command_shown_with_a_prompt_runs(command, monkeypatch, tmp_path, 
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("name", ["techniques.md", "hardware.md", "models.md"])
+@pytest.mark.parametrize("name", ["techniques.md", "hardware.md", "models.md", "search-methods.md"])
 def test_generated_pages_are_up_to_date(name):
     import write_docs
 

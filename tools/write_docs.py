@@ -9,6 +9,9 @@ from pathlib import Path
 
 from nearpeak.hardware import devices, links, systems
 from nearpeak.report.format import dollars, number, si, size
+from nearpeak.search.methods import METHODS
+from nearpeak.search.reference import ACQUISITIONS
+from nearpeak.search.surrogates import SURROGATES
 from nearpeak.techniques import techniques
 from nearpeak.workload import bundled, parameters, read
 
@@ -75,7 +78,26 @@ def models_page() -> str:
     )
 
 
-PAGES = {"techniques.md": techniques_page, "hardware.md": hardware_page, "models.md": models_page}
+def methods_page() -> str:
+    """The search methods, and what the reference loop is made of."""
+    rows = [(f"`{name}`", entry.about) for name, entry in METHODS.items()]
+    return (
+        f"{NOTE}# Search methods\n\nWhat `nearpeak tune --method` and `minimize(..., method=...)` take.\n\n"
+        + table(("method", "what"), rows)
+        + "\n`SURROGATE/ACQUISITION`, as `gp/kg`, is the reference loop with any of these surrogates: "
+        + ", ".join(f"`{name}`" for name in SURROGATES)
+        + "; and of these acquisition functions: "
+        + ", ".join(f"`{name}`" for name in ACQUISITIONS)
+        + ".\n"
+    )
+
+
+PAGES = {
+    "techniques.md": techniques_page,
+    "hardware.md": hardware_page,
+    "models.md": models_page,
+    "search-methods.md": methods_page,
+}
 
 
 def main() -> None:

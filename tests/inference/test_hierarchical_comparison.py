@@ -307,8 +307,9 @@ def failing(seed, problems=30):
     return problem, np.array(["fast", "slow"])[algorithm], seconds, success
 
 
+@pytest.mark.slow
 def test_a_chain_starts_with_what_succeeds_for_the_least():
-    problem, algorithm, seconds, success = failing(0)
+    problem, algorithm, seconds, success = failing(0, 16)
     cost = compare_algorithms(problem, algorithm, seconds, "lognormal")
     chain = fallback_chain(cost, compare_algorithms(problem, algorithm, success, "bernoulli"))
     first = np.array([cost.algorithms[j] for j in chain.order[:, 0]])

@@ -84,12 +84,12 @@ def test_a_wall_of_no_probability_is_respected():
 
     draws = sample(density, np.ones((16, 1)), 1500, 300, 0)
     assert (draws > 0).all()
-    assert draws.mean() == pytest.approx(1, abs=0.1)
+    assert draws.mean() == pytest.approx(1, abs=4 / np.sqrt(effective_size(draws, rank=False)[0]))
 
 
 def test_starts_that_cannot_be_are_named():
     with pytest.raises(UsageError, match="chain 1 starts"):
-        sample(lambda q: (np.log(q[:, 0]), 1 / q), np.array([[1.0], [-1.0]]), 10, 20, 0)
+        sample(lambda q: (np.where(q[:, 0] > 0, 0.0, -np.inf), 0 * q), np.array([[1.0], [-1.0]]), 10, 20, 0)
     with pytest.raises(UsageError, match=r"\[chains, d\]"):
         sample(gaussian(np.zeros(1), np.eye(1)), np.zeros(3), 10, 20, 0)
     with pytest.raises(UsageError, match="not 10 after 3"):

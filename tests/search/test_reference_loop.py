@@ -89,14 +89,15 @@ def _fidelity_search(method, space, budget, seed):
 def test_cheap_fidelities_are_used_and_lower_regret_at_one_cost():
     space = Space({"a": Float(0, 1), "b": Float(0, 1), "s": Float(0.1, 1)})
     method = reference("kg", fidelity="s")
-    history = _fidelity_search(method, space, 7.0, seed=0)
-    after = history.points[8:, 2]
-    assert after.mean() < 0.5  # mostly cheap
-    gp = fit(space.encode(history.points), history.values, groups=space.groups)
-    chosen = recommended(space, "s", history, gp)
-    regret = branin(chosen[None, :2])[0] - BRANIN.optimum
-    drawn = [branin(np.random.default_rng(k).random((7, 2))).min() for k in range(101)]
-    assert regret < np.median(drawn) - BRANIN.optimum
+    drawn = [branin(np.random.default_rng(k).random((12, 2))).min() for k in range(101)]
+    fidelities = []
+    for seed in range(3):
+        history = _fidelity_search(method, space, 12.0, seed)
+        fidelities.append(history.points[8:, 2].mean())
+        gp = fit(space.encode(history.points), history.values, groups=space.groups)
+        chosen = recommended(space, "s", history, gp)
+        assert branin(chosen[None, :2])[0] < np.median(drawn)
+    assert np.median(fidelities) < 0.5  # mostly cheap
     assert isinstance(method.acquisition, MultiFidelity)
 
 

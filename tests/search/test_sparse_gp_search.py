@@ -167,7 +167,7 @@ def test_in_the_loop_it_beats_random():
         return PROBLEMS["branin"].function(rows / 60)
 
     ours, chance = (
-        np.median([simulate_workers(m, f, space, 5, lambda p, r: 1.0, 40, s).values.min() for s in range(2)])
+        np.median([simulate_workers(m, f, space, 5, lambda p, r: 1.0, 100, s).values.min() for s in range(3)])
         for m in (BudgetedBatches(), RandomSearch())
     )
     assert ours <= chance

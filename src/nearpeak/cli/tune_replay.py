@@ -57,7 +57,8 @@ def replay_command(path: Path, budget: int, seeds: int, method: str, workers: in
     from nearpeak.report import print_table
 
     shown = [
-        {"seed": one["seed"], **{f"after {m}": f"{v:.3f}" for m, v in one["best_over_optimum"].items()}} for one in found
+        {"seed": one["seed"], **{f"after {m}": f"{v:.3f}" for m, v in one["best_over_optimum"].items()}}
+        for one in found
     ]
     print_table([*shown, {"seed": "median", **{f"after {m}": f"{v:.3f}" for m, v in middle.items()}}])
     click.echo(

@@ -92,15 +92,21 @@ def cells(problem: NDArray[np.intp], algorithm: NDArray[np.intp], value: Array, 
         values, often = np.unique(value, return_counts=True)
         center = np.log(mean)
         return Cells(
-            family, count, total, none, (values, often.astype(float)), center, weight, _wide(center[seen]), 1.0, 0.0
+            family,
+            count,
+            total,
+            none,
+            (values, often.astype(float)),
+            center,
+            weight,
+            max(1.0, float(center[seen].std())),
+            1.0,
+            0.0,
         )
     share = (total + 0.5) / (runs + 1)
-    center = np.log(share / (1 - share))
-    return Cells(family, count, total, none, (none, none), center, count * share * (1 - share), 2.5, 1.0, 0.0)
-
-
-def _wide(center: Array) -> float:
-    return max(1.0, float(center.std()))
+    # Runs that all succeeded, or all failed, bound eta on one side only: no Gaussian is like that, so they weigh none.
+    weight = np.where((total > 0) & (total < count), count * share * (1 - share), 0.0)
+    return Cells(family, count, total, none, (none, none), np.log(share / (1 - share)), weight, 2.5, 1.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ Mean = Callable[[Floats], Floats]
 """A prior mean: of features ``[m, f]``, in the units of the observations, ``[m]``."""
 
 JITTER: Final = 1e-8
-WIDE: Final = (np.sqrt(2.0) - 3.0, np.sqrt(3.0))
+WIDE: Final = (np.sqrt(2.0), np.sqrt(3.0))
 """Location and spread of the prior of log length scales, less log(d)/2: the published one."""
+WIDE_MODE: Final = (WIDE[0] - WIDE[1] ** 2, WIDE[1])
+"""The same as a density over length scales and not over their logarithms: its mode is what ML-II seeks."""
 _NOISE_LOCATION: Final = -4.0
 _NOISE_SPREAD: Final = 1.0
 _NOISE_FLOOR: Final = 1e-6
@@ -151,7 +153,7 @@ class Hyperparameters:
 
     @property
     def start(self) -> Floats:
-        """The mode of the prior."""
+        """Where a fit starts: the mode of the density over length scales, but none below 0.3."""
         d = int(self.groups.max()) + 1
         length = np.full(d, self.lengths[0] + 0.5 * np.log(d) - self.lengths[1] ** 2)
         return np.concatenate(
@@ -239,7 +241,7 @@ def fit(
     targets, _, spread = _targets(x, y, mean)
     every = np.arange(x.shape[1]) if groups is None else groups
     known = None if noise is None else np.broadcast_to(np.asarray(noise) / spread**2, len(y)).clip(min=_NOISE_FLOOR)
-    problem = Hyperparameters(x, targets, shape, every, known)
+    problem = Hyperparameters(x, targets, shape, every, known, WIDE_MODE)
     starts = [problem.start if start is None else start[: problem.size]]
     if restarts > 1:
         generator = rng if rng is not None else np.random.default_rng(0)

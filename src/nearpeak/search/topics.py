@@ -5,11 +5,13 @@ from nearpeak.topic import Topic, topics_of
 _SEARCH: tuple[str, ...] = (
     "asynchronous",
     "constrained_in_context",
+    "coreset_configurations",
     "few_switches",
     "kernel_evolution",
     "large_neighbourhood",
     "marginalized",
     "means",
+    "memory_learning",
     "min_max_violation",
     "multiobjective",
     "reference",
