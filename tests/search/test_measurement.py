@@ -50,13 +50,18 @@ DISTRIBUTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", DISTRIBUTIONS)
+@pytest.mark.parametrize("kind", ["normal", "lognormal"])
 @pytest.mark.parametrize("n", [5, 7, 10])
 def test_the_standard_error_is_that_of_the_median(kind, n):
     draws = DISTRIBUTIONS[kind](np.random.default_rng(n), (400, n))
-    low, high = np.quantile(np.median(draws, axis=1), [0.16, 0.84])  # one standard deviation, but for outliers
     said = np.median([standard_error(row) for row in draws])
-    assert 0.7 * (high - low) / 2 < said < 1.4 * (high - low) / 2
+    assert said == pytest.approx(np.median(draws, axis=1).std(), rel=0.3)
+
+
+def test_slow_repeats_widen_the_error_of_the_median_far_less_than_that_of_the_mean():
+    draws = DISTRIBUTIONS["one in ten is slow"](np.random.default_rng(0), (400, 10))
+    said = np.median([standard_error(row) for row in draws])
+    assert said < 0.5 * np.mean(draws, axis=1).std()
 
 
 def test_a_single_value_has_no_standard_error_and_equal_ones_have_none_to_speak_of():
@@ -142,13 +147,12 @@ def raced(seed, drift=lambda run: 1.0):
 def test_the_race_finds_the_best_where_a_single_sample_often_does_not():
     rng = np.random.default_rng(0)
     single = np.mean([np.argmin(np.asarray(CLOSE) * np.exp(0.025 * rng.normal(size=4))) == 2 for _ in range(200)])
-    right = np.mean([raced(seed) == 2 for seed in range(200)])
-    assert single < 0.65
-    assert right > 0.8
+    right = np.mean([raced(seed) == 2 for seed in range(100)])
+    assert right > 0.8 > single + 0.1
 
 
 def test_a_machine_that_slows_down_spoils_no_race():
-    right = np.mean([raced(seed, drift=lambda run: 1.0 + run / 20) == 2 for seed in range(200)])
+    right = np.mean([raced(seed, drift=lambda run: 2.0 if 13 < run < 41 else 1.0) == 2 for seed in range(100)])
     assert right > 0.75
 
 
@@ -179,11 +183,11 @@ def test_what_fails_in_the_race_drops_out_and_only_if_all_fail_is_it_an_error():
 
 def test_equal_configurations_are_hardly_ever_called_better():
     sure = 0
-    for seed in range(300):
+    for seed in range(150):
         _, _, evidence = versus(Noisy(0.05, seed), [{"x": 1.0, "i": i} for i in range(4)], {"x": 1.0, "i": 9}, 11,
                                 np.random.default_rng(seed))  # fmt: skip
         sure += evidence is not None and evidence.sure
-    assert sure / 300 < 0.03
+    assert sure / 150 < 0.03
 
 
 def test_the_evidence_holds_the_true_gain_in_spite_of_noise_and_drift():

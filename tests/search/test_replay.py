@@ -16,7 +16,7 @@ def synthetic(seed=0, sizes=(8, 9, 10, 4)):
     parameters |= {"c": Ordinal(tuple(range(1, 11))), "d": Ordinal((0, 1, 2, 3))}
     space = Space(parameters, constraints=("a * c <= 640",))
     value = space.values(space.grid.points)
-    alignment = np.log2(value["b"] & -value["b"])
+    alignment = np.log2(value["b"].astype(int) & -value["b"].astype(int))
     bowl = (np.log2(value["a"]) - 5) ** 2 / 8 + (value["b"] - 96) ** 2 / 4e3 + np.abs(value["c"] - 6) / 5
     seconds = 1e-3 * np.exp(
         bowl + 0.3 * (7 - alignment) + 0.2 * (value["d"] == 1) + 0.02 * rng.standard_normal(len(bowl))

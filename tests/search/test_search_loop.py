@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search import Float, Integer, Ordinal, Search, Space, minimize
+from nearpeak.search import Categorical, Float, Integer, Ordinal, Search, Space, minimize
 from nearpeak.search.log import Outcome
 from nearpeak.search.loop import AllFailed, Stop
 
@@ -171,3 +171,100 @@ def test_what_learns_where_it_stands_beats_chance_on_a_mixed_space(method):
         return np.median([minimize(cost, space, 100, method=name, seed=s).value for s in range(7)])
 
     assert median(method) < 0.5 * median("random")
+
+
+def test_a_log_cut_at_any_byte_goes_on_and_stays_readable(tmp_path):
+    log = tmp_path / "log.jsonl"
+    whole = Search(GRID, "random", seed=0, log=log)
+    for _ in range(4):
+        c = whole.ask()
+        whole.tell(c, bowl(c))
+    whole.close()
+    data = log.read_bytes()
+    for cut in range(len(data)):
+        log.write_bytes(data[:cut])
+        again = Search(GRID, "random", seed=0, log=log)
+        while len(again.history) < 4:
+            c = again.ask()
+            again.tell(c, bowl(c))
+        again.close()
+        np.testing.assert_array_equal(again.history.points, whole.history.points)
+        assert len(Search(GRID, "random", seed=0, log=log).history) == 4
+
+
+def test_a_file_that_is_no_log_is_not_overwritten(tmp_path):
+    notes = tmp_path / "notes"
+    notes.write_text("precious")
+    with pytest.raises(UsageError, match="is not overwritten"):
+        Search(GRID, log=notes)
+    assert notes.read_text() == "precious"
+
+
+def test_a_point_told_before_it_is_asked_again_is_not_handed_out(tmp_path):
+    log = tmp_path / "log.jsonl"
+    first = Search(GRID, "random", log=log)
+    pending = first.ask()
+    first.close()
+    again = Search(GRID, "random", log=log)
+    again.tell(pending, 1.0)
+    assert again.ask() != pending
+
+
+@pytest.mark.parametrize("bad", [10**400, None, "fast", float("inf")])
+def test_an_outcome_that_is_no_number_is_one_failure(bad):
+    found = minimize(lambda c: bad if c["c"] == 2 else bowl(c), GRID, 12, method="random")
+    assert (found.history.succeeded == (found.history.points[:, 2] != 2)).all()
+
+
+def test_the_budget_is_the_most_whatever_the_other_ends():
+    assert len(minimize(bowl, GRID, 5, method="random", stop=Stop(30)).history) == 5
+
+
+def test_measured_constraints_lead_while_none_is_met():
+    space = Space({"x": Integer(0, 59), "y": Integer(0, 59)})
+
+    def corner(c):
+        return Outcome(c["x"], constraints=(math.hypot(c["x"] - 57, c["y"] - 57) - 4,))
+
+    for seed in range(3):
+        found = minimize(corner, space, 40, constraints=1, seed=seed)
+        assert np.flatnonzero(found.history.feasible)[0] < 25
+        assert found.value <= 54
+    with pytest.raises(AllFailed, match="none of 9 evaluations met the measured constraints; the nearest is"):
+        minimize(lambda c: Outcome(1.0, constraints=(math.nan,)), Space({"x": Float(0, 1)}), 9, constraints=1)
+
+
+@pytest.mark.parametrize("method", ["default", "bayes", "thompson", "shotgun", "aegis", "local", "genetic"])
+def test_a_space_of_one_point_is_evaluated_once(method):
+    assert len(minimize(lambda c: 1.0, Space({"x": Integer(1, 1)}), 5, method=method).history) == 1
+
+
+@pytest.mark.parametrize("method", ["genetic", "differential-evolution", "annealing", "local"])
+def test_batches_hold_no_point_twice_where_parameters_are_inactive(method):
+    space = Space({"m": Categorical(("a", "b")), "x": Integer(0, 9), "y": Integer(0, 9)}, conditions={"x": "m == 'a'"})
+    search = Search(space, method)
+    for _ in range(12):
+        points = search.ask_points(4)
+        assert len({p.tobytes() for p in points}) == 4
+        for p in points:
+            search.tell_point(p, Outcome(np.nansum(p)))
+
+
+def test_one_long_parameter_is_searched_within_reach():
+    found = minimize(lambda c: abs(c["x"] - 12_345), Space({"x": Integer(1, 50_000)}), 40)
+    assert found.value < 500
+
+
+def starts_a_child_and_hangs(c):
+    import subprocess
+
+    subprocess.Popen(["sleep", "31.4159"])
+    time.sleep(30)
+
+
+def test_what_a_hanging_evaluation_started_ends_with_it():
+    import subprocess
+
+    with pytest.raises(AllFailed, match="longer than"):
+        minimize(starts_a_child_and_hangs, GRID, 1, time_limit=0.5)
+    assert subprocess.run(["pgrep", "-f", "sleep 31.4159"], capture_output=True, check=False).stdout == b""

@@ -108,6 +108,10 @@ def test_draws_of_each_kind_are_uniform():
         ),
         (lambda: Space({"a": Float(0, 1)}, ("a > 2",)).sample(1, np.random.default_rng(0)), "'a > 2' holds in 0.00%"),
         (lambda: Space({"a": Integer(1, 3)}, (), {"b": "a > 1"}), "conditions on b"),
+        (lambda: Space({"p": Permutation(3)}, ("p > 1",)), "p has 3 values: write p\\[0\\]"),
+        (lambda: Space({"p": Permutation(3)}, ("p[3] > 1",)), "asks for a value that p does not have"),
+        (lambda: Space({"a": Integer(1, 3)}, ("a in a",)), "needs values in brackets"),
+        (lambda: Space({"a": Integer(1, 3)}, ("abs(a, a) > 1",)), "wrong number of arguments"),
         (lambda: Integer(3, 1), "empty"),
         (lambda: Float(0, 1, log=True), "above 0"),
         (lambda: Ordinal(()), "no values"),
@@ -121,3 +125,30 @@ def test_draws_of_each_kind_are_uniform():
 def test_what_makes_no_sense_is_refused_by_name(make, says):
     with pytest.raises(UsageError, match=says):
         make()
+
+
+def test_a_constraint_that_divides_by_zero_does_not_hold():
+    for zero in (Ordinal((0, 1, 2)), Integer(0, 2)):
+        space = Space({"x": Ordinal((8, 16)), "v": zero}, ("x % v == 0",))
+        assert len(space.grid.points) == 4
+        assert not space.holds(np.array([[0.0, 0.0]])).any()
+
+
+def test_functions_of_a_parameter_that_is_sometimes_inactive_are_asked_where_it_is_active():
+    space = Space(
+        {"m": Categorical(("a", "b")), "x": Ordinal((1, 4, 16)), "f": Integer(1, 20)},
+        ("sqrt(x) * f > 10",),
+        {"x": "m == 'a'"},
+    )
+    moved = space.moved(space.grid.points, np.random.default_rng(0))
+    assert space.holds(moved).all()
+    by_hand = sum(r * f > 10 for r in (1, 2, 4) for f in range(1, 21)) + 20
+    assert len(space.grid.points) == by_hand
+
+
+def test_a_grid_whose_numbering_does_not_fit_64_bits_finds_its_rows():
+    many = {f"c{i}": Integer(0, 1) for i in range(70)} | {"z": Integer(0, 49)}
+    points = np.random.default_rng(0).integers(0, 2, (500, 71)).astype(float)
+    points[:, 70] = np.arange(500) % 50
+    space = Space(many, listed=np.unique(points, axis=0))
+    np.testing.assert_array_equal(space.grid.find(space.grid.points), np.arange(len(space.grid.points)))

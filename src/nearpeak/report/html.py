@@ -4,7 +4,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -73,27 +73,40 @@ def page(plans: "Plans", explained: "Sequence[Explained]", goal: "Goal") -> str:
         _header(plans, best, goal),
         _cards(best),
         '<div class="pair">',
-        _plot("pareto", "Speed for a user against output of a device", "No setup beats the grey line in both."),
-        _plot("roofline", "Roofline of the best plan", f"One {best.setup.node.device.title}, times as predicted."),
+        plot("pareto", "Speed for a user against output of a device", "No setup beats the grey line in both."),
+        plot("roofline", "Roofline of the best plan", f"One {best.setup.node.device.title}, times as predicted."),
         "</div>",
         '<div class="pair">',
-        _plot("memory", "What fills the memory", "The cache is that of all requests in flight at their longest."),
-        _plot("steps", "Where the time goes", f"A decode step is bound by {best.bottleneck}."),
+        plot("memory", "What fills the memory", "The cache is that of all requests in flight at their longest."),
+        plot("steps", "Where the time goes", f"A decode step is bound by {best.bottleneck}."),
         "</div>",
         _levers(best),
         _ranking(explained),
         _launch(best),
     ]
-    title = escape(f"nearpeak: {best.setup.model.name} on {best.setup.node.device.title}")
+    title = f"nearpeak: {best.setup.model.name} on {best.setup.node.device.title}"
+    return document(title, body, figures)
+
+
+def document(title: str, body: Sequence[str], figures: Mapping[str, charts.Chart]) -> str:
+    """A page of parts of HTML and of plots, each drawn in the element of its name."""
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>",
+            f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>",
             *body,
             f'</main>\n<script type="application/json" id="figures">{_json(figures)}</script>',
             f"<script>{_plotly()}</script>\n<script>\n{DRAW}\n</script>\n</body>\n</html>\n",
         ]
+    )
+
+
+def plot(name: str, title: str, note: str) -> str:
+    """The section in which the plot of a name is drawn."""
+    return (
+        f'<section aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>'
+        f'<p class="soft">{escape(note)}</p><div id="{name}" role="img" aria-label="{escape(title)}"></div></section>'
     )
 
 
@@ -189,13 +202,6 @@ def _cards(best: "Explained") -> str:
         for kind, (title, text, note) in zip(kinds, cards, strict=True)
     )
     return f'<div class="cards">{"".join(each)}</div>'
-
-
-def _plot(name: str, title: str, note: str) -> str:
-    return (
-        f'<section aria-labelledby="{name}-title"><h2 id="{name}-title">{escape(title)}</h2>'
-        f'<p class="soft">{escape(note)}</p><div id="{name}" role="img" aria-label="{escape(title)}"></div></section>'
-    )
 
 
 def _levers(best: "Explained") -> str:

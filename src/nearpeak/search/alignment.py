@@ -40,7 +40,7 @@ def _exponents_of_two(parameter: Parameter) -> Floats | None:
     if not isinstance(parameter, (Integer, Ordinal)) or parameter.levels < _FEWEST:
         return None
     values = parameter.values(parameter.at(np.arange(parameter.levels)))
-    if values.dtype.kind not in "if" or (values != np.rint(values)).any() or (values <= 0).any():
+    if values.dtype.kind != "f" or (values != np.rint(values)).any() or (values <= 0).any() or (values > 2**53).any():
         return None
     whole = values.astype(np.int64)
     exponents = np.log2(whole & -whole)

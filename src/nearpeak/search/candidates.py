@@ -52,12 +52,19 @@ def farthest(features: Floats, count: int) -> NDArray[np.intp]:
 def unseen(space: Space, points: Floats, history: History) -> Floats:
     """Those rows that were neither evaluated nor are being so."""
     if space.grid is None:
-        return points
+        known = {row.tobytes() for rows in (history.points, history.pending) for row in rows}
+        return points[[row.tobytes() not in known for row in points]] if known else points
     seen = np.zeros(len(space.grid.points), dtype=bool)
     for rows in (history.points, history.pending):
         if len(rows):
             seen[space.grid.find(rows)] = True
     return points[~seen[space.grid.find(points)]]
+
+
+def distinct(rows: Floats) -> Floats:
+    """Each row once, in the order in which they come; inactive columns are alike, ``[k, width]``."""
+    _, first = np.unique(np.nan_to_num(rows, nan=-np.inf), axis=0, return_index=True)
+    return rows[np.sort(first)]
 
 
 def maximize(space: Space, score: Score, history: History, rng: np.random.Generator, effort: float = 1.0) -> Floats:

@@ -32,6 +32,7 @@ def constraint_models(
     return [
         surrogate(space, replace(history, values=measured, variances=unknown), rng)
         for measured in history.constraints.T
+        if np.isfinite(measured).sum() >= 2
     ]
 
 

@@ -6,15 +6,20 @@ reason, and the search goes on. Only processes and Ray can be stopped from outsi
 
 import math
 import multiprocessing
+import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from nearpeak.errors import UsageError
 from nearpeak.search.log import Outcome
+
+_LONGEST_WAIT: Final = 3600.0
 
 Function = Callable[[Mapping[str, Any]], "float | Outcome"]
 """Of a configuration: a value to make small, or an ``Outcome``."""
@@ -48,10 +53,10 @@ def outcome_of(f: Function, configuration: Mapping[str, Any]) -> Outcome:
         return Outcome(math.nan, time.perf_counter() - begun, why=why)
     taken = time.perf_counter() - begun
     if isinstance(given, Outcome):
-        return given if given.cost else Outcome(given.value, taken, given.variance, given.constraints, given.why)
+        return given if given.cost else replace(given, cost=taken)
     try:
         value = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return Outcome(math.nan, taken, why=f"it gave {given!r}, which is no number")
     return Outcome(value, taken, why="" if math.isfinite(value) else f"it gave {value}")
 
@@ -90,7 +95,7 @@ class Processes:
         """Begin it in a process of its own."""
         context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_evaluate_into, args=(theirs, self.f, dict(configuration)), daemon=True)
+        process = context.Process(target=_evaluate_into, args=(theirs, self.f, dict(configuration)))
         process.start()
         theirs.close()
         self._running[ticket] = (process, ours, time.perf_counter())
@@ -100,7 +105,10 @@ class Processes:
         while True:
             now = time.perf_counter()
             left = [self.time_limit - (now - begun) for _, _, begun in self._running.values() if self.time_limit]
-            ready = wait([pipe for _, pipe, _ in self._running.values()], max(min(left), 0) if left else None)
+            ready = wait(
+                [pipe for _, pipe, _ in self._running.values()],
+                min(max(min(left), 0.0), _LONGEST_WAIT) if left else None,
+            )
             for ticket, (process, pipe, begun) in list(self._running.items()):
                 taken = time.perf_counter() - begun
                 if pipe in ready:
@@ -120,14 +128,16 @@ class Processes:
     def _end(self, ticket: int) -> None:
         process, pipe, _ = self._running.pop(ticket)
         pipe.close()
-        process.terminate()
-        process.join(1)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        for end in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, end)
+            process.join(1)
+            if not process.is_alive():
+                return
 
 
 def _evaluate_into(pipe: Connection, f: Function, configuration: Mapping[str, Any]) -> None:
+    os.setpgrp()  # Ctrl-C is for the search, which then ends this and whatever it started
     pipe.send(outcome_of(f, configuration))
 
 

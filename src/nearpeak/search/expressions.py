@@ -72,7 +72,7 @@ class Expression:
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in calls}
         if unknown := sorted(names - set(known)):
             raise UsageError(f"constraint {text!r} names {', '.join(unknown)}; parameters are {', '.join(known)}")
-        _check(tree, text)
+        _check(tree, text, {name: getattr(parameter, "width", 1) for name, parameter in known.items()})
         return cls(text, frozenset(names), tree)
 
     def __call__(self, values: Values) -> NDArray[Any]:
@@ -84,11 +84,11 @@ class Expression:
         try:
             with np.errstate(all="ignore"):
                 return np.asarray(_value(self.tree, values))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"constraint {self.text!r} cannot be computed: {error}") from None
 
 
-def _check(tree: ast.expr, text: str) -> None:
+def _check(tree: ast.expr, text: str, widths: Mapping[str, int]) -> None:
     allowed = (
         *(ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.UAdd, ast.BinOp, ast.Compare, ast.Constant),
         *(ast.Name, ast.Load, ast.Tuple, ast.List, ast.Subscript, ast.Call, *_BINARY, *_COMPARE),
@@ -103,6 +103,30 @@ def _check(tree: ast.expr, text: str) -> None:
                 f"constraint {text!r}: {what!r} is not understood; there are arithmetic, comparisons, and, or, not, "
                 f"in, [index] and {', '.join(FUNCTIONS)}"
             )
+        if wrong := _misused(node, widths):
+            raise UsageError(f"constraint {text!r}: {ast.unparse(node)!r} {wrong}")
+    indexed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and widths.get(node.id, 1) > 1 and id(node) not in indexed:
+            raise UsageError(f"constraint {text!r}: {node.id} has {widths[node.id]} values: write {node.id}[0]")
+
+
+def _misused(node: ast.AST, widths: Mapping[str, int]) -> str:
+    """What is wrong with a part of an expression; empty where nothing is."""
+    match node:
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=int(index))):
+            return "" if 0 <= index < widths.get(name, 1) > 1 else f"asks for a value that {name} does not have"
+        case ast.Subscript():
+            return "is no [index] of a parameter"
+        case ast.Call(func=ast.Name(id=name), args=given):
+            few = name in ("min", "max")
+            return "" if (len(given) >= 2 if few else len(given) == 1) else "has the wrong number of arguments"
+        case ast.Compare(ops=ops, comparators=sides):
+            for op, side in zip(ops, sides, strict=True):
+                literal = isinstance(side, (ast.Tuple, ast.List)) and len(side.elts) > 0
+                if isinstance(op, (ast.In, ast.NotIn)) != literal:
+                    return "needs values in brackets after in, and only there: x in (1, 2)"
+    return ""
 
 
 def _value(node: ast.expr, values: Values) -> Any:  # noqa: ANN401 (numbers, words or arrays of them)

@@ -19,7 +19,7 @@ Candidates Multiple Times, ICML 2022 (arXiv 2201.12909).
 
 from dataclasses import dataclass, field
 from time import process_time
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,6 +153,9 @@ class FewSwitches:
     Raises:
         UnknownName: no such acquisition. UsageError: ``stretch`` is not above 1.
     """
+
+    repeats: ClassVar[bool] = True
+    """It asks for configurations that it knows."""
 
     acquisition: str = "ucb"
     stretch: float = 2.0

@@ -30,9 +30,13 @@ class Grid:
 
     @cached_property
     def _radix(self) -> NDArray[np.uint64]:
-        """Weights that make one number of a row of levels: exact while it fits 64 bits, a hash above."""
-        spans = (self.levels.max(axis=0) + 2).astype(np.uint64)
-        return np.concatenate([[np.uint64(1)], np.cumprod(spans[:-1])])
+        """Weights that make one number of a row of levels: exact while it fits 64 bits, a hash (odd, random) above."""
+        spans = self.levels.max(axis=0) + 2
+        if np.log2(spans.astype(float)).sum() > 63:
+            return np.random.default_rng(0).integers(0, 2**63, len(spans), dtype=np.uint64) * np.uint64(2) + np.uint64(
+                1
+            )
+        return np.concatenate([[1], np.cumprod(spans[:-1])]).astype(np.uint64)
 
     def _keys(self, levels: Levels) -> NDArray[np.uint64]:
         found: NDArray[np.uint64] = ((levels + 1).astype(np.uint64) * self._radix).sum(axis=1, dtype=np.uint64)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nearpeak.search.candidates import unseen
-from nearpeak.search.history import History
+from nearpeak.search.candidates import distinct, unseen
+from nearpeak.search.history import History, matches
 from nearpeak.search.parameters import Floats
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Space
@@ -40,7 +40,7 @@ class LocalSearch:
         reach = self.reach * 0.98 ** (len(history) - 1 - history.best)
         for row in order[: int(history.feasible.sum())]:
             near = space.moved(np.repeat(history.points[[row]], _TRIES * count, axis=0), rng, max(reach, 1e-4))
-            near = unseen(space, np.unique(near[~_same(near, history.points[row])], axis=0), history)
+            near = unseen(space, distinct(near[~matches(near, history.points[row])]), history)
             if len(near) >= count:
                 return near[rng.permutation(len(near))[:count]]
         return RandomSearch().propose(space, history, count, rng)
@@ -66,9 +66,7 @@ class Annealing:
             return RandomSearch().propose(space, history, count, rng)
         here = history.points[[self.stands(history)]]
         for _ in range(_TRIES):
-            near = unseen(
-                space, np.unique(space.moved(np.repeat(here, 4 * count, axis=0), rng, self.reach), axis=0), history
-            )
+            near = unseen(space, distinct(space.moved(np.repeat(here, 4 * count, axis=0), rng, self.reach)), history)
             if len(near) >= count:
                 return near[rng.permutation(len(near))[:count]]
             here = space.moved(here, rng, self.reach)
@@ -88,7 +86,3 @@ class Annealing:
                 here = i
             temperature *= self.cooling
         return here
-
-
-def _same(rows: Floats, point: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return np.asarray(((rows == point) | (np.isnan(rows) & np.isnan(point))).all(axis=1))

@@ -6,7 +6,6 @@ The first line says of which space, method and seed the log is. Then come ``aske
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -33,6 +32,11 @@ class Outcome:
     constraints: tuple[float, ...] = ()
     why: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("value", "cost", "variance"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "constraints", tuple(float(c) for c in self.constraints))
+
 
 def fingerprint(space: Space) -> str:
     """A short text that two spaces share only if they are the same."""
@@ -52,15 +56,14 @@ class Log:
         self.path = path
         self.events: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size:
-            lines = list(_lines(path))
-            if lines:
-                _check(path, lines[0], {"log": _VERSION, **header})
-                self.events = lines[1:]
-            _cut_after(path, len(lines))
+        first = {"log": _VERSION, **header}
+        found = _whole_lines(path, json.dumps(first)) if path.exists() else []
+        if found:
+            _check(path, found[0], first)
+            self.events = found[1:]
         self._file: IO[str] = path.open("a", encoding="utf-8")
-        if path.stat().st_size == 0:
-            self.write({"log": _VERSION, **header})
+        if not found:
+            self.write(first)
 
     def write(self, event: dict[str, Any]) -> None:
         """Add an event; it is on disk when this returns."""
@@ -73,27 +76,24 @@ class Log:
         self._file.close()
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line:
-            continue
+def _whole_lines(path: Path, header: str) -> list[dict[str, Any]]:
+    """The events of a file; what stands after its last newline was being written at a kill, and goes."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end == 0 and not header.encode().startswith(data):
+        raise UsageError(f"{path} is no log of a search, and is not overwritten: give another file")
+    events = []
+    for number, line in enumerate(data[:end].splitlines(), 1):
         try:
             event = json.loads(line)
         except ValueError:
-            if path.read_bytes().endswith(line):
-                return  # the line that was being written when the search was killed
-            raise UsageError(f"{path} is no log of a search: line {number} is no JSON") from None
+            event = None
         if not isinstance(event, dict):
             raise UsageError(f"{path} is no log of a search: line {number} is no event")
-        yield event
-
-
-def _cut_after(path: Path, lines: int) -> None:
-    """Drop what stands after so many lines: the rest of an event that was never written whole."""
-    whole = path.read_bytes().split(b"\n")[:lines]
-    end = sum(len(line) + 1 for line in whole)
+        events.append(event)
     with path.open("r+b") as file:
         file.truncate(end)
+    return events
 
 
 def _check(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """The loop of a search: ask a method what to try, tell it what came of it, keep the log, stop in time."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,11 +75,11 @@ class Search:
             raise UsageError(f"ask for at least one configuration, not {count}")
         again, self._again = self._again[:count], self._again[count:]
         rows = np.asarray(again).reshape(-1, self.space.width)
-        if len(rows) == count:
+        missing = min(count - len(rows), self._left())
+        if missing == 0:
             return rows
-        fresh = self.method.propose(
-            self.space, self.history, count - len(rows), np.random.default_rng([self.seed, self._asked])
-        )
+        rng = np.random.default_rng([self.seed, self._asked])
+        fresh = self.method.propose(self.space, self.history, missing, rng)
         self._asked += 1
         self.history = self.history.waiting_for(fresh)
         if self._log is not None and len(fresh):
@@ -117,10 +118,18 @@ class Search:
         Raises:
             UsageError: there are other constraints than the search was told of.
         """
-        self._told(point, outcome)
+        self._check(outcome)
         if self._log is not None:
             event = {"told": point.tolist(), "value": outcome.value, "cost": outcome.cost, "variance": outcome.variance}
             self._log.write({**event, "constraints": list(outcome.constraints), "why": outcome.why})
+        self._told(point, outcome)
+
+    def _left(self) -> int:
+        """How many configurations of a grid were not handed out; for methods that repeat some, no matter."""
+        if self.space.grid is None or getattr(self.method, "repeats", False):
+            return sys.maxsize
+        known = np.vstack([self.history.points, self.history.pending])
+        return len(self.space.grid.points) - len(np.unique(self.space.grid.find(known)))
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -132,18 +141,18 @@ class Search:
         if self._log is not None:
             self._log.close()
 
+    def _check(self, outcome: Outcome) -> None:
+        wanted, given = self.history.constraints.shape[1], len(outcome.constraints)
+        if given != wanted and (given or math.isfinite(outcome.value)):
+            raise UsageError(f"{given} measured constraints, not {wanted}: Search(..., constraints={given})")
+
     def _told(self, point: Floats, outcome: Outcome) -> None:
-        wanted = self.history.constraints.shape[1]
-        failed = not math.isfinite(outcome.value)
-        limits = outcome.constraints if outcome.constraints or not failed else (math.nan,) * wanted
-        if len(limits) != wanted:
-            raise UsageError(
-                f"{len(limits)} measured constraints, not {wanted}: Search(..., constraints={len(limits)})"
-            )
         if outcome.why:
             self.reasons[len(self.history)] = outcome.why
-        value = math.nan if failed else outcome.value
+        value = outcome.value if math.isfinite(outcome.value) else math.nan
+        limits = outcome.constraints or (math.nan,) * self.history.constraints.shape[1]
         self.history = self.history.told(point, value, outcome.cost, outcome.variance, np.asarray(limits, dtype=float))
+        self._again = [p for p in self._again if not matches(p[None], point)[0]]
 
     def _replay(self, event: Mapping[str, Any]) -> None:
         if "queued" in event:
@@ -163,11 +172,11 @@ class Stop:
     """When a search ends, whichever comes first.
 
     Attributes:
-        evaluations: after so many. seconds: of wall time. target: at a value this small. patience: after so many
-            evaluations without a better one.
+        evaluations: after so many, though never more than the budget. seconds: of wall time. target: at a value this
+            small. patience: after so many evaluations without a better one.
     """
 
-    evaluations: int
+    evaluations: int = sys.maxsize
     seconds: float = math.inf
     target: float = -math.inf
     patience: int | None = None
@@ -178,11 +187,10 @@ class Stop:
             return f"{self.evaluations} evaluations"
         if time.perf_counter() - begun >= self.seconds:
             return f"{self.seconds:g} s"
-        if history.best is None:
-            return ""
-        if history.values[history.best] <= self.target:
+        best = -1 if history.best is None else history.best
+        if best >= 0 and history.values[best] <= self.target:
             return f"a value of {self.target:g} or less"
-        if self.patience is not None and len(history) - 1 - history.best >= self.patience:
+        if self.patience is not None and len(history) - 1 - best >= self.patience:
             return f"no better one in {self.patience} evaluations"
         return ""
 
@@ -251,7 +259,9 @@ def minimize(
     else:
         team = Here(f)
     try:
-        stopped, choosing = _run(search, team, stop or Stop(budget), space.rows(first), watch)
+        stop = stop or Stop()
+        stop = replace(stop, evaluations=min(stop.evaluations, budget))
+        stopped, choosing = _run(search, team, stop, space.rows(first), watch)
     finally:
         team.stop()
         search.close()
@@ -291,6 +301,10 @@ def _run(
 
 
 def _all_failed(search: Search) -> str:
+    if search.history.succeeded.any():
+        over = np.where(search.history.succeeded, np.maximum(search.history.constraints, 0).sum(axis=1), np.inf)
+        nearest = search.space.describe(search.history.points[np.argmin(over)])
+        return f"none of {len(over)} evaluations met the measured constraints; the nearest is {nearest}"
     last = search.reasons.get(len(search.history) - 1, "no reason was given")
     tried = search.space.describe(search.history.points[-1]) if len(search.history) else {}
     return f"all {len(search.history)} evaluations failed; the last, of {tried}: {last}"

@@ -6,6 +6,7 @@ are what surrogates see: numbers in [0, 1], close where configurations are alike
 """
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -193,13 +194,13 @@ class _Listed:
         return levels[:, None].astype(float)
 
     def values(self, columns: Floats) -> NDArray[Any]:
-        """The values; None where the parameter is inactive."""
-        known = np.asarray([*self.choices, None], dtype=object)
-        inactive = np.isnan(columns[:, 0])
-        index = np.where(inactive, self.levels, columns[:, 0]).astype(np.intp)
-        if inactive.any() or any(isinstance(c, str) or c is None for c in self.choices):
-            return known[index]
-        return np.asarray(self.choices)[index]
+        """The values: numbers as floats, anything else as it is; NaN or None where the parameter is inactive."""
+        index = np.where(np.isnan(columns[:, 0]), self.levels, columns[:, 0]).astype(np.intp)
+        if all(isinstance(c, Real) for c in self.choices):
+            return np.asarray([*self.choices, np.nan], dtype=float)[index]
+        known = np.empty(self.levels + 1, dtype=object)
+        known[:-1] = [*self.choices]
+        return np.asarray(known[index])
 
     def read(self, value: Any) -> ArrayLike:  # noqa: ANN401
         """The index of the value."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nearpeak.search.candidates import unseen
+from nearpeak.search.candidates import distinct, unseen
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Float, Floats, Integer, Ordinal
 from nearpeak.search.random_search import RandomSearch
@@ -112,8 +112,7 @@ def shifted(space: Space, a: Floats, weight: Floats, b: Floats, c: Floats) -> Fl
 def _fresh(space: Space, history: History, children: Floats, count: int, rng: np.random.Generator) -> Floats:
     """The first children that meet the constraints and are new, and random ones where they do not suffice."""
     good = unseen(space, children[space.holds(children)], history)
-    _, first = np.unique(good, axis=0, return_index=True)
-    good = good[np.sort(first)][:count]
+    good = distinct(good)[:count]
     if len(good) == count:
         return good
     more = RandomSearch().propose(space, history.waiting_for(good), count - len(good), rng)

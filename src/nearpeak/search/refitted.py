@@ -57,7 +57,7 @@ class RefittedGP:
     def learnt(self, space: Space, x: Floats, y: Floats, noise: Floats | None = None) -> GP:
         """The GP fitted to the first of features ``x`` and values ``y``; its hyperparameters hold for all."""
         count = learning_count(len(y), self.growth, self.most)
-        key = x[:count].tobytes() + y[:count].tobytes()
+        key = b"".join(a[:count].tobytes() for a in (x, y, *([] if noise is None else [noise])))
         if key not in self._learnt:
             known = None if noise is None else noise[:count]
             fitted = [

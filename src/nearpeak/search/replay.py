@@ -74,24 +74,44 @@ def read_table(path: Path | str, value: str = "seconds", cost: str = "evaluation
     about = {bytes(k).decode(): bytes(v).decode() for k, v in pairs}
     if value not in columns:
         raise UsageError(f"{str(path)!r} has no column {value!r}; it has {', '.join(columns)}")
-    values = _floats(columns[value])
+    values = _floats(path, value, columns[value])
     values = np.where(np.isfinite(values), values, np.nan)
     if not np.isfinite(values).any():
         raise UsageError(f"no configuration of {str(path)!r} has a value: all {len(values)} failed")
-    costs = _floats(columns[cost]) if cost in columns else np.zeros(len(values))
-    orders: dict[str, list[Any]] = json.loads(about["parameters"]) if "parameters" in about else {}
+    costs = _floats(path, cost, columns[cost]) if cost in columns else np.zeros(len(values))
+    orders = _orders(path, about.get("parameters", "{}"))
     names = list(orders) or [name for name in columns if name not in (value, cost)]
     if missing := [name for name in names if name not in columns]:
         raise UsageError(f"{str(path)!r} has no column {missing[0]!r}, which its metadata names")
+    if not names:
+        raise UsageError(f"{str(path)!r} has no column of a parameter beside {value!r} and {cost!r}")
+    for name in names:
+        if np.ma.getmaskarray(np.ma.asarray(columns[name])).any():
+            raise UsageError(f"{str(path)!r} has rows without a value of {name!r}: every parameter needs one")
     parameters = {name: _parameter(columns[name], orders.get(name)) for name in names}
     points = np.column_stack([_indices(columns[name], parameters[name]) for name in names])
     if len(np.unique(points, axis=0)) < len(points):
-        raise UsageError(f"{str(path)!r} has a configuration twice; keep one row of each")
+        raise UsageError(
+            f"{str(path)!r} has a configuration twice; keep one row of each. Parameters are {', '.join(names)}"
+        )
     return Table(path.stem, about, Space(parameters, listed=points), values, np.nan_to_num(costs))
 
 
-def _floats(column: Any) -> Floats:  # noqa: ANN401 (DuckDB's masked or plain arrays)
-    return np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
+def _floats(path: Path, name: str, column: Any) -> Floats:  # noqa: ANN401 (DuckDB's masked or plain arrays)
+    try:
+        return np.ma.filled(np.ma.asarray(column, dtype=float), np.nan)
+    except (TypeError, ValueError):
+        raise UsageError(f"column {name!r} of {str(path)!r} is not of numbers") from None
+
+
+def _orders(path: Path, text: str) -> dict[str, list[Any]]:
+    try:
+        orders = json.loads(text)
+    except ValueError:
+        orders = None
+    if not isinstance(orders, dict) or not all(isinstance(values, list) and values for values in orders.values()):
+        raise UsageError(f"the metadata 'parameters' of {str(path)!r} is no JSON of names with lists of values")
+    return orders
 
 
 def _parameter(column: Any, order: Sequence[Any] | None) -> Ordinal | Categorical:  # noqa: ANN401

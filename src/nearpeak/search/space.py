@@ -59,6 +59,8 @@ class Space:
     def __post_init__(self) -> None:
         if not self.parameters:
             raise UsageError("a space needs at least one parameter")
+        if isinstance(self.constraints, str):
+            object.__setattr__(self, "constraints", (self.constraints,))
         if unknown := sorted(set(self.conditions) - set(self.parameters)):
             raise UsageError(f"conditions on {', '.join(unknown)}; parameters are {', '.join(self.parameters)}")
         for name, condition in self._conditions.items():

@@ -2,7 +2,8 @@
 
 It is made for tuning programs: values that span decades and fail in places, a best configuration that may be one in
 ten thousand, a few hundred evaluations. The surrogate learns ``targets.learnable``; the acquisition is log expected
-improvement over all configurations not yet seen, times the chance of success (the same GP's mean of successes).
+improvement over all configurations not yet seen, times the chance of success (the same GP's mean of successes) and
+that of meeting measured constraints (the same GP given each); while none was met, that chance alone.
 Hyperparameters are fitted again when the observations have grown by a fifth, from where they were.
 """
 
@@ -11,6 +12,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_ndtr
 
 from nearpeak.search.acquisition import log_improvement
 from nearpeak.search.alignment import with_alignment
@@ -29,6 +31,7 @@ WHOLE: Final = 20_000
 """Grids up to this size are modelled whole; of larger ones a sample of half as many, drawn anew with each fit, and the
 neighbours of the best."""
 _BEST: Final = 8
+_REACH: Final = 64
 
 
 @dataclass
@@ -79,20 +82,21 @@ class TableBayes:
         """The rows of the grid to evaluate next; what is pending, and each that is chosen, counts with its mean."""
         model, open_ = kept.model, left[kept.table]
         targets = learnable(history, self.keep)
-        best, good = float(targets.min()), history.feasible
-        success = 0.0 if good.all() else np.log(model.predict(good.astype(float))[0].clip(_LEAST_CHANCE, 1.0))
+        chance, feasible = _log_chance(model, history), history.feasible
+        best = float(targets[feasible].min()) if feasible.any() else None
         chosen: list[int] = []
         with model.supposing():
             for place in kept.places(pending):
                 targets = np.append(targets, model.predict(targets)[0][place])
                 model.add(int(place))
-            for _ in range(min(count, int(open_.sum()))):
+            for more in reversed(range(min(count, int(open_.sum())))):
                 mean, sd = model.predict(targets)
-                score = np.where(open_, log_improvement((best - mean) / sd) + np.log(sd) + success, -np.inf)
-                chosen.append(int(np.argmax(score)))
-                open_[chosen[-1]] = False
-                targets = np.append(targets, mean[chosen[-1]])
-                model.add(chosen[-1])
+                gain = 0.0 if best is None else log_improvement((best - mean) / sd) + np.log(sd)
+                chosen.append(int(np.argmax(np.where(open_, gain + chance, -np.inf))))
+                if more:
+                    open_[chosen[-1]] = False
+                    targets = np.append(targets, mean[chosen[-1]])
+                    model.add(chosen[-1])
         return kept.table[chosen]
 
     def _caught_up(self, space: Space, history: History, seen: Index) -> "_Kept":
@@ -121,8 +125,21 @@ class TableBayes:
             return np.arange(size)
         sample = np.random.default_rng([history.seed, len(history)]).choice(size, self.whole // 2, replace=False)
         best = seen[np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")[:_BEST]]
-        near = [space.grid.neighbours(int(i)) for i in best]
+        near = [space.grid.neighbours(int(i), _REACH) for i in best]
         return np.unique(np.concatenate([sample, seen, *near]))
+
+
+def _log_chance(model: TableGP, history: History) -> Floats:
+    """Log probability that each configuration of the table succeeds and meets every measured constraint, ``[N]``."""
+    good = history.succeeded
+    success = model.predict(good.astype(float))[0].clip(_LEAST_CHANCE, 1.0)
+    found = np.zeros(len(success)) if good.all() else np.log(success)
+    for measured in history.constraints.T:
+        known = np.isfinite(measured)
+        if known.any():
+            mean, sd = model.predict(np.where(known, measured, measured[known].max()))
+            found = found + log_ndtr(-mean / sd)
+    return found
 
 
 @dataclass

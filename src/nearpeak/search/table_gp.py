@@ -110,9 +110,11 @@ class TableGP:
     def supposing(self) -> Iterator[None]:
         """Rows added inside are forgotten at the end."""
         known, variance = len(self.seen), self._variance
-        yield
-        del self.seen[known:]
-        self._variance = variance
+        try:
+            yield
+        finally:
+            del self.seen[known:]
+            self._variance = variance
 
     def predict(self, y: Floats) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the function at every row of the table, given values ``y [n]`` of the seen."""

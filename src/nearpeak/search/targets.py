@@ -17,7 +17,7 @@ def learnable(history: History, keep: float) -> Floats:
     Args:
         keep: the share of the best values that keep their differences.
     """
-    good = history.feasible if history.feasible.any() else history.succeeded
+    good = history.succeeded
     known = history.values[good]
     values = np.where(good, history.values, known.max())
     scaled = np.log(values) if known.min() > 0 else values
