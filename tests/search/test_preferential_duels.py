@@ -1,4 +1,4 @@
-"""Utilities from duels: exact draws of the skew GP, chances of duels against Laplace's, and few duels to a good plan."""
+"""Utilities from duels: draws of the skew GP, chances of duels against Laplace's, and few duels to a good plan."""
 
 import time
 
@@ -175,7 +175,7 @@ def test_topic_reads_plans_and_answers(tmp_path):
 
 @pytest.mark.slow
 def test_row_17():
-    """Ten users of four metrics: errors of duels' chances against 100,000 draws; regret after 20 duels; time of each."""
+    """Ten users of four metrics: errors of chances against 100,000 draws; regret after 20 duels; time of each."""
     x = _plans()
     pairs = np.random.default_rng(9).integers(0, len(x), (2, 100))
     pairs = pairs[:, pairs[0] != pairs[1]]

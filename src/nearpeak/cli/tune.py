@@ -1,6 +1,7 @@
 """``nearpeak tune``: the fastest configuration of a command or a function, in the fewest runs."""
 
 import importlib
+import logging
 import math
 import os
 import re
@@ -236,7 +237,7 @@ def _connect(address: str) -> None:
     try:
         ray.init(
             address=None if address == "local" else address, include_dashboard=False, log_to_driver=False,
-            logging_level="error", runtime_env={"env_vars": {"PYTHONPATH": paths}}, ignore_reinit_error=True,
+            logging_level=logging.ERROR, runtime_env={"env_vars": {"PYTHONPATH": paths}}, ignore_reinit_error=True,
         )  # fmt: skip
     except (ConnectionError, ValueError) as error:
         raise UsageError(f"--ray {address}: {error}") from None

@@ -167,7 +167,8 @@ class OnRay:
             raise UsageError("a Ray cluster needs the extra: pip install nearpeak[ray]") from None
         if not ray.is_initialized():
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False)
-        self.count = self.count or sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
+        cores: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self.count = self.count or int(cores.get("CPU", 1))
         self._task = ray.remote(max_retries=0)(outcome_of)
 
     def start(self, ticket: int, configuration: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ class GP:
         """Posterior covariance of the function between two sets of features, ``[n, m]``."""
         left = solve_triangular(self.factor, self.kernel(self.x, a), lower=True, check_finite=False)
         right = solve_triangular(self.factor, self.kernel(self.x, b), lower=True, check_finite=False)
-        return self.spread**2 * (self.kernel(a, b) - left.T @ right)
+        return np.asarray(self.spread**2 * (self.kernel(a, b) - left.T @ right))
 
     def sample(self, x: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Joint draws at features ``[m, f]``, ``[count, m]``; m of a few thousand at most."""

@@ -135,7 +135,7 @@ def enumerate_grid(
                 continue
             asked.add(constraint.text)
             named = [known.index(n) for n in constraint.names]
-            inactive = (levels[:, named] < 0).any(axis=1)
+            inactive = np.asarray((levels[:, named] < 0).any(axis=1))
             kept = inactive.copy()
             values = _values(parameters, known, levels[~inactive], constraint.names)
             kept[~inactive] = np.broadcast_to(constraint(values), int((~inactive).sum()))

@@ -213,7 +213,7 @@ def _highs(threads: int, seed: int) -> "highspy.Highs":
         import highspy
     except ImportError:
         raise NearpeakError("integer programs need HiGHS: pip install 'nearpeak[search]'") from None
-    h = highspy.Highs()
+    h = highspy.Highs()  # type: ignore[no-untyped-call]
     h.silent()
     # Threads are HiGHS' own global pool, which keeps the size that its first user gave it.
     highspy.Highs.resetGlobalScheduler(True)

@@ -89,5 +89,4 @@ class Stationary:
 def squared_distances(a: Floats, b: Floats) -> Floats:
     """Squared Euclidean distances ``[n, m]``, by one matrix product."""
     found = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
-    np.maximum(found, 0, out=found)
-    return found
+    return np.asarray(np.maximum(found, 0, out=found))

@@ -169,7 +169,7 @@ def judge(network: Network, of_state: Floats, of_move: Floats, table: Ints, logi
             for h in range(HIDDEN):
                 total += max(hidden[h], 0.0) * network.policy_out[h]
             logits[a] = total
-    return 1.0 / (1.0 + np.exp(-value))
+    return float(1.0 / (1.0 + np.exp(-value)))
 
 
 class Tree(NamedTuple):

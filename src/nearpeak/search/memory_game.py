@@ -63,7 +63,7 @@ class State(NamedTuple):
     block: Ints
     block_of: Ints
     load: Floats
-    count: Ints
+    count: Ints  # type: ignore[assignment]  # a tuple has a method of this name, which nobody calls
     time: Floats
 
 

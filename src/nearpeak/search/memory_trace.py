@@ -65,7 +65,8 @@ class Trace:
     @property
     def previous(self) -> Ints:
         """``[buffers]`` the buffer of the tensor's access before, or -1."""
-        found, seen = np.full(len(self.step), -1), {}
+        found = np.full(len(self.step), -1)
+        seen: dict[int, int] = {}
         for b, t in enumerate(self.tensor.tolist()):
             found[b] = seen.get(t, -1)
             seen[t] = b

@@ -41,6 +41,8 @@ METHODS: Final[Mapping[str, Entry]] = {
     "sparse-batches": Entry("sparse", "BudgetedBatches", "GP-UCB on a Nystrom sketch, for thousands of evaluations"),
     "kernel-evolution": Entry("kernel_evolution", "KernelEvolution", "a GP whose kernel evolves"),
     "in-context": Entry("constrained_in_context", "ConstrainedInContext", "a transformer fitted to priors, no fit"),
+    "halving": Entry("successive_halving", "SuccessiveHalving", "stops bad trials early; a parameter is `epochs`"),
+    "freeze-thaw": Entry("freeze_thaw", "FreezeThaw", "pauses and resumes trials by their curves; likewise `epochs`"),
     "genetic": Entry("populations", "Genetic", "a genetic algorithm, one child at a time"),
     "differential-evolution": Entry(
         "populations", "DifferentialEvolution", "differential evolution, one child at a time"

@@ -126,8 +126,8 @@ class Integer:
     def draw(self, n: int, rng: np.random.Generator) -> Floats:
         """Uniform over the numbers, or over their logarithms."""
         if self.log:
-            edges = np.log([self.low - 0.5, self.high + 0.5])
-            return np.clip(np.rint(np.exp(rng.uniform(*edges, (n, 1)))), self.low, self.high)
+            low, high = float(np.log(self.low - 0.5)), float(np.log(self.high + 0.5))
+            return np.asarray(np.clip(np.rint(np.exp(rng.uniform(low, high, (n, 1)))), self.low, self.high))
         return rng.integers(self.low, self.high + 1, (n, 1)).astype(float)
 
     def at(self, levels: NDArray[np.intp]) -> Floats:
@@ -262,7 +262,7 @@ class Categorical(_Listed):
         """One column a value, so scaled that two values are one apart; one column where there are two values."""
         if self.levels <= 2:
             return columns
-        return (columns == np.arange(self.levels)) * np.sqrt(0.5)
+        return np.asarray((columns == np.arange(self.levels)) * np.sqrt(0.5))
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ class Simplex:
         weights = np.asarray(value, dtype=float)
         if weights.shape != (self.parts,) or (weights < 0).any() or abs(weights.sum() - 1) > _SUM_TOLERANCE:
             raise ValueError(f"{self.parts} weights that are not negative and 1 together")
-        return weights / weights.sum()
+        return np.asarray(weights / weights.sum())
 
     def write(self, columns: Floats) -> list[float]:
         """The weights."""

@@ -33,7 +33,7 @@ class Problem:
 
 
 def _stretched(x: Floats, low: ArrayLike, high: ArrayLike) -> Floats:
-    return np.asarray(low) + x * (np.asarray(high) - np.asarray(low))
+    return np.asarray(np.asarray(low) + x * (np.asarray(high) - np.asarray(low)))
 
 
 def branin(x: Floats) -> Floats:

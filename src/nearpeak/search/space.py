@@ -162,7 +162,7 @@ class Space:
         """Which rows meet every constraint, ``[n]``."""
         if self.listed is not None:
             assert self.grid is not None
-            return self.grid.find(points) >= 0
+            return np.asarray(self.grid.find(points) >= 0)
         good, values = np.ones(len(points), dtype=bool), self.values(points)
         for constraint in self._constraints:
             good &= _met(constraint, values, self._inactive(constraint, points))
@@ -170,7 +170,7 @@ class Space:
 
     def _inactive(self, constraint: Expression, points: Floats) -> NDArray[np.bool_]:
         starts = [self.columns[name].start for name in constraint.names & set(self.conditions)]
-        return np.isnan(points[:, starts]).any(axis=1)
+        return np.asarray(np.isnan(points[:, starts]).any(axis=1))
 
     def sample(self, n: int, rng: np.random.Generator) -> Floats:
         """Uniform draws that meet the constraints, ``[n, width]``; a grid gives each configuration once while it can.
