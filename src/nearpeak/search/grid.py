@@ -126,7 +126,7 @@ def enumerate_grid(
         known = order[: position + 1]
         if name in conditions:
             values = _values(parameters, known, levels, conditions[name].names)
-            on = np.broadcast_to(conditions[name](values), len(levels))
+            on = np.broadcast_to(conditions[name](values), len(levels)).astype(bool)
             levels = levels[on | (levels[:, -1] == 0)]
             on = on[on | (added == 0)]
             levels[~on, -1] = -1

@@ -151,7 +151,7 @@ class Space:
         points, values = points.copy(), self.values(points)
         for name, condition in self._conditions.items():
             columns, parameter = self.columns[name], self.parameters[name]
-            on = np.broadcast_to(condition(values), len(points))
+            on = np.broadcast_to(condition(values), len(points)).astype(bool)
             missing = on & np.isnan(points[:, columns.start])
             if missing.any():
                 points[missing, columns] = parameter.draw(int(missing.sum()), np.random.default_rng(0))
@@ -294,7 +294,7 @@ class Space:
     def _check(self, points: Floats) -> None:
         values = self.values(points)
         for name, condition in self._conditions.items():
-            on = np.broadcast_to(condition(values), len(points))
+            on = np.broadcast_to(condition(values), len(points)).astype(bool)
             if wrong := np.flatnonzero(on == np.isnan(points[:, self.columns[name].start])).tolist():
                 said = "is needed" if on[wrong[0]] else "does not exist"
                 raise UsageError(f"{name} {said} in {self.describe(points[wrong[0]])}: {condition.text}")
