@@ -41,7 +41,9 @@ METHODS: Final[Mapping[str, Entry]] = {
     "sparse-batches": Entry("sparse", "BudgetedBatches", "GP-UCB on a Nystrom sketch, for thousands of evaluations"),
     "kernel-evolution": Entry("kernel_evolution", "KernelEvolution", "a GP whose kernel evolves"),
     "in-context": Entry("constrained_in_context", "ConstrainedInContext", "a transformer fitted to priors, no fit"),
-    "games": Entry("games", "CombinatorialGames", "equilibria of a bound, a player a parameter, for huge discrete spaces"),
+    "games": Entry(
+        "games", "CombinatorialGames", "equilibria of a bound, a player a parameter, for huge discrete spaces"
+    ),
     "graphs": Entry("graphs", "GraphBayes", "a GP on labelled graphs; parameters `a_to_b` are edges"),
     "regularized-evolution": Entry("graphs", "RegularizedEvolution", "the oldest of a population of graphs dies"),
     "halving": Entry("successive_halving", "SuccessiveHalving", "stops bad trials early; a parameter is `epochs`"),
