@@ -4,8 +4,10 @@ from nearpeak.topic import Topic, topics_of
 
 _SEARCH: tuple[str, ...] = (
     "asynchronous",
+    "beliefs",
     "constrained_in_context",
     "coreset_configurations",
+    "exchange_rate",
     "few_switches",
     "freeze_thaw",
     "games",
@@ -18,6 +20,7 @@ _SEARCH: tuple[str, ...] = (
     "min_max_violation",
     "mixture_replay",
     "multiobjective",
+    "preferences",
     "reference",
     "scripted_language",
     "shotgun",
