@@ -69,9 +69,9 @@ def test_a_batch_has_different_points_and_knows_of_pending_ones():
 def test_constraints_are_met_and_random_search_is_beaten_under_them():
     problem = PROBLEMS["branin-disk"]
     for name in ("ei", "noisy-ei"):
-        history = trial(reference(name, constrained=True), problem, 16, seed=1)
+        history = trial(reference(name, constrained=True), problem, 24, seed=1)
         assert history.feasible[6:].mean() > 0.6
-        assert best_so_far(problem, history)[-1] < best_so_far(problem, trial(RandomSearch(), problem, 16, 1))[-1]
+        assert best_so_far(problem, history)[-1] < best_so_far(problem, trial(RandomSearch(), problem, 24, 1))[-1]
 
 
 def _fidelity_search(method, space, budget, seed):
