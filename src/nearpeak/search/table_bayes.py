@@ -16,7 +16,7 @@ from scipy.special import log_ndtr
 
 from nearpeak.search.acquisition import log_improvement
 from nearpeak.search.alignment import with_alignment
-from nearpeak.search.candidates import balanced
+from nearpeak.search.candidates import farthest
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
@@ -72,11 +72,11 @@ class TableBayes:
         return np.asarray(grid.points[self._modelled(kept, history, pending, left, count)])
 
     def _first(self, space: Space, seed: int) -> Index:
-        """The first sample: of some hundred random configurations those of values that were met least."""
+        """The first sample: of some hundred random configurations those that are farthest from each other."""
         assert space.grid is not None
         rng = np.random.default_rng(seed)
         pool = rng.choice(len(space.grid.points), min(300, len(space.grid.points)), replace=False)
-        return pool[balanced(space.grid.levels[pool], self.initial, rng)]
+        return pool[farthest(space.encode(space.grid.points[pool]), self.initial)]
 
     def _modelled(self, kept: "_Kept", history: History, pending: Index, left: NDArray[np.bool_], count: int) -> Index:
         """The rows of the grid to evaluate next; what is pending, and each that is chosen, counts with its mean."""
