@@ -12,15 +12,12 @@ from nearpeak.search.kernels import Stationary
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.refitted import RefittedGP
-from nearpeak.search.space import Float, Integer, Space
+from nearpeak.search.space import Integer, Space
+from nearpeak.search.study import cube
 from nearpeak.search.thompson import Thompson, draw_path
 
 SIX = ("branin", "goldstein-price", "six-hump-camel", "hartmann-6", "rosenbrock-5", "styblinski-tang-7")
 MEAN = 60.0
-
-
-def cube(dimension):
-    return Space({f"x{i}": Float(0, 1) for i in range(dimension)})
 
 
 def searched(method, name, workers, evaluations, seed, synchronous=False):

@@ -13,13 +13,13 @@ from nearpeak.search.games import (
     best_responses,
     gains,
     no_regret,
-    search,
 )
 from nearpeak.search.history import History
 from nearpeak.search.local_search import LocalSearch
 from nearpeak.search.populations import Genetic
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Categorical, Float, Integer, Ordinal, Space
+from nearpeak.search.study import run
 
 PLAYS = {"best-response": best_responses, "no-regret": no_regret}
 
@@ -28,7 +28,7 @@ def _means(problems, evaluations, batch, methods):
     """Mean over seeds of the best value that each method finds, one problem a seed."""
     return {
         name: float(
-            np.mean([search(m, p, p.space, evaluations, batch, seed).values.min() for seed, p in enumerate(problems)])
+            np.mean([run(m, p, p.space, evaluations, seed, batch).values.min() for seed, p in enumerate(problems)])
         )
         for name, m in methods.items()
     }
@@ -91,7 +91,7 @@ def test_constraints_conditions_and_what_was_seen_are_respected():
         conditions={"c": "fast"},
     )
     cost = lambda rows: (rows[:, 0] - 3) ** 2 + rows[:, 1] + np.nan_to_num(rows[:, 3], nan=1.0)  # noqa: E731
-    history = search(CombinatorialGames(initial=6), cost, space, 30, 4, seed=0)
+    history = run(CombinatorialGames(initial=6), cost, space, 30, 0, batch=4)
     assert space.holds(history.points).all()
     keys = np.nan_to_num(history.points, nan=-1)
     assert len(np.unique(keys, axis=0)) == 30
@@ -100,7 +100,7 @@ def test_constraints_conditions_and_what_was_seen_are_respected():
 
 def test_when_all_is_seen_there_is_nothing_more_and_floats_are_refused():
     space = Space({"a": Integer(0, 3), "b": Integer(0, 3)})
-    history = search(CombinatorialGames(initial=4), lambda rows: rows.sum(axis=1), space, 15, 3, seed=0)
+    history = run(CombinatorialGames(initial=4), lambda rows: rows.sum(axis=1), space, 15, 0, batch=3)
     assert len(CombinatorialGames(initial=4).propose(space, history, 4, np.random.default_rng(0))) == 1
     with pytest.raises(UsageError, match="Ordinal"):
         CombinatorialGames().propose(Space({"x": Float(0, 1)}), History.empty(1), 1, np.random.default_rng(0))

@@ -14,7 +14,8 @@ from nearpeak.search.gp_bandit import TableProblem, gp_ucb
 from nearpeak.search.history import History
 from nearpeak.search.kernels import Stationary
 from nearpeak.search.problems import PROBLEMS
-from nearpeak.search.space import Float, Integer, Space
+from nearpeak.search.space import Integer, Space
+from nearpeak.search.study import cube
 
 KERNEL = Stationary("matern52", np.array([0.3, 0.5, 0.4]), 1.3)
 NOISE = 0.1
@@ -150,7 +151,7 @@ class Known:
 
 def continuous(stay, rounds, seed, stretch=1.5):
     """Regret and switches on noisy Hartmann-3 on the continuous cube with a known kernel."""
-    at, space = PROBLEMS["hartmann-3"], Space({f"x{i}": Float(0, 1) for i in range(3)})
+    at, space = PROBLEMS["hartmann-3"], cube(3)
     table = TableProblem.of(at.function, qmc.Sobol(3, seed=seed).random(512), 0.2, seed)
     surrogate = Known(table.pilot, table.deviation**2)
     method = FewSwitches("ucb", stretch, surrogate) if stay else Bayesian(surrogate, confidence_bound)

@@ -1,13 +1,12 @@
 """Freeze-thaw on recorded learning curves, and on trainings that really stop and go on."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
+from spiral_trainings import DATA, going_on, judged, starting
 
 from nearpeak.errors import UsageError
 from nearpeak.search.freeze_thaw import TOPIC, FreezeThaw, information, thawed
@@ -18,22 +17,9 @@ from nearpeak.search.parameters import Integer
 from nearpeak.search.resumed import Resumed
 from nearpeak.search.space import Space
 from nearpeak.search.successive_halving import Recorded, SuccessiveHalving, recorded_in, replayed, time_to
-from nearpeak.search.trainings import RECIPES, Networks, advance, begin, curves, loss, spirals
+from nearpeak.search.trainings import RECIPES, curves
 
 TABLE = Path(__file__).parents[1] / "data" / "digit_trainings.npz"
-DATA = spirals(256)
-
-
-def starting(configuration: Mapping[str, Any]) -> Networks:
-    return begin(RECIPES.rows([configuration]), DATA)
-
-
-def going_on(networks: Networks) -> Networks:
-    return advance(networks, DATA)
-
-
-def judged(networks: Networks) -> float:
-    return float(loss(networks, DATA)[0])
 
 
 @lru_cache

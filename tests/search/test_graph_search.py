@@ -15,11 +15,11 @@ from nearpeak.search.graphs import (
     cells,
     evaluations_to,
     planted,
-    search,
 )
 from nearpeak.search.history import History
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Categorical, Ordinal, Space
+from nearpeak.search.study import run, tabled
 from nearpeak.search.weisfeiler_lehman import Graphs, fit, motifs, subtrees
 
 CELLS = Path(__file__).parents[1] / "data" / "trained_cells.npz"
@@ -144,7 +144,7 @@ def test_graphs_take_fewer_evaluations_than_random_search_to_the_best_hundredth(
         values, _ = planted(found, seed)
         for name, method in (("graphs", GraphBayes(pool=60)), ("random", RandomSearch())):
             took[name].append(
-                evaluations_to(values, search(method, space, values, 30 if name == "graphs" else 200, seed))
+                evaluations_to(values, run(method, tabled(space, values), space, 30 if name == "graphs" else 200, seed))
             )
     assert np.median(took["graphs"]) <= np.median(took["random"]) / 2, took
 
@@ -152,7 +152,7 @@ def test_graphs_take_fewer_evaluations_than_random_search_to_the_best_hundredth(
 def test_the_same_history_gives_the_same_proposals_and_batches_are_distinct():
     space = cells(OPERATIONS, 3, 6)
     values, _ = planted(subtrees(GraphSpace(space).graphs(space.grid.points)), 0)
-    history = search(RandomSearch(), space, values, 14, 0)
+    history = run(RandomSearch(), tabled(space, values), space, 14, 0)
     first, again = (GraphBayes(pool=60).propose(space, history, 3, np.random.default_rng(5)) for _ in range(2))
     assert (first == again).all()
     seen = np.vstack([history.points, first])
@@ -186,10 +186,10 @@ def test_trained_cells_are_found_in_half_the_evaluations_of_random_search_and_fe
     space, losses = _recorded()
     methods = {"graphs": GraphBayes(), "evolution": RegularizedEvolution(), "random": RandomSearch()}
     limits = {"graphs": 150, "evolution": 400, "random": 600}
-    medians = {
-        name: np.median([evaluations_to(losses, search(m, space, losses, limits[name], s)) for s in range(20)])
-        for name, m in methods.items()
-    }
+    medians = {}
+    for name, method in methods.items():
+        runs = [run(method, tabled(space, losses), space, limits[name], seed) for seed in range(20)]
+        medians[name] = np.median([evaluations_to(losses, history) for history in runs])
     assert medians["graphs"] <= medians["random"] / 2, medians
     assert medians["graphs"] < medians["evolution"], medians
 

@@ -57,9 +57,9 @@ def test_likelihood_has_the_gradient_it_says(text: str) -> None:
     y = np.sin(9 * x[:, 0]) + x[:, 1] - 0.5
     layout = Layout(parse(text, 3), 3)
     theta = layout.prior[0] + 0.3 * rng.standard_normal(len(layout.prior[0]))
-    gradient = layout.log_posterior(theta, x, y)[1]
+    gradient = layout.log_posterior(x, y, theta)[1]
     for i, step in enumerate(1e-5 * np.eye(len(theta))):
-        up, down = (layout.log_posterior(theta + s, x, y)[0] for s in (step, -step))
+        up, down = (layout.log_posterior(x, y, theta + s)[0] for s in (step, -step))
         assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-4)
 
 

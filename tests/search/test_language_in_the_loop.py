@@ -13,8 +13,9 @@ from nearpeak.search.bayesian import Bayesian
 from nearpeak.search.candidates import initial_design
 from nearpeak.search.history import History
 from nearpeak.search.language import ROLES, Command, Language, described, listed, read_configurations, read_values
-from nearpeak.search.scripted_language import TOPIC, scripted, tune
+from nearpeak.search.scripted_language import TOPIC, scripted
 from nearpeak.search.space import Categorical, Float, Integer, Ordinal, Permutation, Simplex, Space
+from nearpeak.search.study import run, tabled
 from nearpeak.search.trainings import RECIPES
 
 TABLES = Path(__file__).parents[1] / "data" / "tuning_tables.npz"
@@ -215,7 +216,7 @@ def test_regret_with_three_tenths_of_replies_broken_stays_within_a_tenth_of_the_
     for i, values in enumerate(by_place):
         for seed in range(10):
             for j, method in enumerate((Language(_malformed(scripted, 0.3), task=TASK), Bayesian())):
-                found = tune(method, space, values, 30, seed).values
+                found = run(method, tabled(space, values), space, 30, seed).values
                 regret[j, i, seed] = np.nanmin(found) - np.nanmin(values)
     scale = np.nanmedian(losses, axis=1) - np.nanmin(losses, axis=1)
     language, plain = (regret / scale[:, None]).mean(axis=(1, 2))

@@ -12,12 +12,9 @@ from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.refitted import RefittedGP, learning_count
 from nearpeak.search.shotgun import TOPIC, Shotgun, radius, scattered
 from nearpeak.search.space import Float, Integer, Ordinal, Space
+from nearpeak.search.study import cube
 
 SIX = ("branin", "goldstein-price", "six-hump-camel", "hartmann-6", "rosenbrock-5", "styblinski-tang-7")
-
-
-def cube(dimension):
-    return Space({f"x{i}": Float(0, 1) for i in range(dimension)})
 
 
 def regret(method, name, evaluations, seed):

@@ -1,12 +1,12 @@
 """Asynchronous successive halving, with and without a model, on 200 recorded trainings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from spiral_trainings import DATA, going_on, judged, starting
 
 from nearpeak.errors import UsageError
 from nearpeak.search.asynchronous import Run
@@ -25,11 +25,10 @@ from nearpeak.search.successive_halving import (
     rungs,
     time_to,
 )
-from nearpeak.search.trainings import RECIPES, Networks, advance, begin, curves, loss, spirals
+from nearpeak.search.trainings import RECIPES, curves
 
 TABLE = Path(__file__).parents[1] / "data" / "digit_trainings.npz"
 SPACE = Space({"x": Float(0, 1), "epochs": Integer(1, 27, log=True)})
-DATA = spirals(256)
 WORKERS = 4
 
 
@@ -128,18 +127,6 @@ def test_workers_are_never_idle() -> None:
         run = replayed(recorded, SuccessiveHalving(), WORKERS, seed, target, charged=True)
         assert idle(run, time_to(recorded, run, target)) < 0.02
         assert (run.chosen > 0).any()
-
-
-def starting(configuration: Mapping[str, Any]) -> Networks:
-    return begin(RECIPES.rows([configuration]), DATA)
-
-
-def going_on(networks: Networks) -> Networks:
-    return advance(networks, DATA)
-
-
-def judged(networks: Networks) -> float:
-    return float(loss(networks, DATA)[0])
 
 
 def test_promoted_trainings_go_on_in_processes_bit_for_bit(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ def replay_command(path: Path, budget: int, seeds: int, method: str, workers: in
     method_named(method)
     table = read_table(path)
     runs = _runs(path, table, budget, seeds, method, workers)
-    found = [_record(table, run, budget) for run in runs]
+    found = [_record(table, run) for run in runs]
     marks = list(found[0]["best_over_optimum"])
     middle = {mark: median(one["best_over_optimum"][mark] for one in found) for mark in marks}
     chosen = sum(len(run.values) for run in runs)
@@ -89,12 +89,20 @@ def _runs(path: Path, table: "Table", budget: int, seeds: int, method: str, work
 
 
 def _run(path: Path, budget: int, method: str, seed: int) -> "Run":
-    from nearpeak.search.replay import read_table, replay
+    from nearpeak.search.replay import replay
 
-    return replay(read_table(path), budget, seed, method)
+    return replay(_table(path), budget, seed, method)
 
 
-def _record(table: "Table", run: "Run", budget: int) -> dict[str, Any]:
+@lru_cache
+def _table(path: Path) -> "Table":
+    """Read once by each worker, not once for each seed."""
+    from nearpeak.search.replay import read_table
+
+    return read_table(path)
+
+
+def _record(table: "Table", run: "Run") -> dict[str, Any]:
     best = run.best_after(table.optimum)
     marks = sorted({*(m for m in AFTER if m <= len(best)), len(best)})
     return {

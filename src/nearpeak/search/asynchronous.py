@@ -27,11 +27,12 @@ from nearpeak.search.greedy import expecting, exploring, greediest
 from nearpeak.search.history import History
 from nearpeak.search.local_penalization import LocalPenalization
 from nearpeak.search.loop import Method
-from nearpeak.search.parameters import Float, Floats
+from nearpeak.search.parameters import Floats
 from nearpeak.search.problems import PROBLEMS, Problem
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.refitted import GPSurrogate, RefittedGP
 from nearpeak.search.space import Space
+from nearpeak.search.study import cube
 from nearpeak.search.thompson import Thompson, sampled
 from nearpeak.topic import Explanation, Option, Table, Topic, require_positive
 
@@ -214,7 +215,7 @@ def problem_named(name: str) -> Problem:
 def _explain(problem: str, workers: int, seconds: float, evaluations: int, seeds: int) -> Explanation:
     at = problem_named(problem)
     require_positive(evaluations=evaluations, seeds=seeds)
-    space = Space({f"x{i}": Float(0, 1) for i in range(at.dimension)})
+    space = cube(at.dimension)
     until = evaluations * seconds / workers
     methods: dict[str, tuple[Method, bool]] = {
         "AEGiS": (Aegis(), False),

@@ -40,9 +40,9 @@ def softmax(pulls: Array, rewards: Array, rng: np.random.Generator, temperature:
 
 def ucb1(pulls: Array, rewards: Array, rng: np.random.Generator, alpha: float = 2.0) -> int:
     """The arm of largest upper confidence bound; one that was never pulled comes first."""
-    with np.errstate(divide="ignore"):
-        width = np.sqrt(alpha * np.log(max(pulls.sum(), 1)) / pulls, where=pulls > 0, out=np.full(pulls.size, np.inf))
-    return _largest(means(pulls, rewards) + width, rng)
+    squared = np.full(pulls.size, np.inf)
+    np.divide(alpha * np.log(max(pulls.sum(), 1)), pulls, where=pulls > 0, out=squared)
+    return _largest(means(pulls, rewards) + np.sqrt(squared), rng)
 
 
 def thompson(pulls: Array, rewards: Array, rng: np.random.Generator) -> int:

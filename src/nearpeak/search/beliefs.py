@@ -40,12 +40,13 @@ from nearpeak.search.gp import GP, Posterior
 from nearpeak.search.history import History
 from nearpeak.search.kernels import Stationary
 from nearpeak.search.knowledge_gradient import KnowledgeGradient, representatives
+from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Floats
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.refitted import GPSurrogate, RefittedGP
 from nearpeak.search.space import Space
-from nearpeak.search.study import Method, compare
+from nearpeak.search.study import compare
 from nearpeak.search.thompson import FREEDOM
 from nearpeak.topic import Explanation, Option, Topic, numbers
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from nearpeak.search.history import History
-from nearpeak.search.parameters import Float, Floats
+from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
 
 Score = Callable[[Floats], Floats]
@@ -31,10 +31,9 @@ def initial_design(space: Space, count: int, rng: np.random.Generator) -> Floats
     """A first sample that fills the space: scrambled Sobol points where all parameters are floats and unconstrained,
     else the draws of a larger sample that are farthest from each other (maximin), ``[count, width]``.
     """
-    floats = [p for p in space.parameters.values() if isinstance(p, Float)]
-    if len(floats) == len(space.parameters) and not space.constraints and not space.conditions:
-        unit = qmc.Sobol(len(floats), seed=rng).random(1 << max(count - 1, 0).bit_length())[:count]
-        return np.hstack([p.unscale(unit[:, [j]]) for j, p in enumerate(floats)])
+    if space.floats and not space.constraints and not space.conditions:
+        unit = qmc.Sobol(len(space.floats), seed=rng).random(1 << max(count - 1, 0).bit_length())[:count]
+        return np.hstack([p.unscale(unit[:, [j]]) for j, p in enumerate(space.floats)])
     pool = space.sample(min(max(20 * count, 200), 4_000), rng)
     return pool[farthest(space.encode(pool), count)]
 
@@ -79,7 +78,7 @@ def maximize(space: Space, score: Score, history: History, rng: np.random.Genera
         return np.asarray(left[int(np.argmax(score(space.encode(left))))])
     points = space.sample(round(effort * _RANDOM), rng)
     if history.best is not None:
-        order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")[:8]
+        order = history.ranking[:8]
         near = history.points[order[rng.integers(0, len(order), round(effort * _NEAR))]]
         points = np.vstack([points, space.moved(near, rng, 0.05)])
     points = unseen(space, points, history) if grid is not None else points

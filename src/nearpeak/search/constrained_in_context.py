@@ -25,10 +25,11 @@ from nearpeak.search.constrained import Constrained
 from nearpeak.search.engineering_problems import ENGINEERING
 from nearpeak.search.gp import GP
 from nearpeak.search.history import History
+from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Floats
 from nearpeak.search.prior_fitted import Context, widened, worth_keeping
 from nearpeak.search.space import Space
-from nearpeak.search.study import Method, Study, compare, cube
+from nearpeak.search.study import Study, compare, cube
 from nearpeak.topic import Explanation, Option, Table, Topic
 
 EFFORT: Final = 0.25
@@ -60,7 +61,7 @@ class ConstrainedInContext:
         if first is not None:
             return first
         good = np.flatnonzero(history.succeeded)
-        good = good[worth_keeping(np.where(history.feasible, history.values, np.inf)[good])]
+        good = good[worth_keeping(history.losses[good])]
         x = widened(space.encode(history.points[good]))
         outputs = np.vstack([history.values[good], bilog(history.constraints[good]).T])
         feasible = history.feasible[good]

@@ -11,12 +11,11 @@ Kernel Learning for Single Forward Pass Uncertainty, arXiv:2102.11409 (2021).
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.optimize import minimize
 
-from nearpeak.search.gp import GP, JITTER, condition, standardised
+from nearpeak.search.gp import GP, JITTER, condition, log_likelihood, most_probable, standardised
 from nearpeak.search.history import History
 from nearpeak.search.kernels import SHAPES, squared_distances
 from nearpeak.search.networks import Network
@@ -68,17 +67,12 @@ def log_posterior(network: Network, x: Floats, y: Floats, shape: str, theta: Flo
     correlation, slope = SHAPES[shape](squared_distances(h, h) + apart)
     covariance = scale * correlation
     covariance[np.diag_indices(n)] += noise + JITTER
-    factor, failed = dpotrf(covariance, lower=1)
-    if failed:
-        return -1e25, np.zeros(len(theta))
-    inverse, _ = dpotri(factor, lower=1)
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    alpha = inverse @ y
+    value, outer = log_likelihood(covariance, y)
+    if outer is None:
+        return value, np.zeros(len(theta))
     off = theta[-3:] - _MODE
     decay = network.fan_in
-    value = -0.5 * y @ alpha - np.log(np.diag(factor)).sum() - 0.5 * n * np.log(2 * np.pi)
     value += -0.5 * off @ off - 0.5 * (decay * theta[:-3]) @ theta[:-3]
-    outer = np.outer(alpha, alpha) - inverse
     pull = outer * (scale * slope)
     # d value / d h_i = sum_j (pull_ij / 2) * d r2_ij / d h_i, twice: once as row, once as column.
     by_h = 2 * (pull.sum(1)[:, None] * h - pull @ h)
@@ -109,19 +103,13 @@ class DeepKernelGP:
         x, values = space.encode(history.points[good]), history.values[good]
         y, _, _ = standardised(values)
         network = Network((x.shape[1], *self.hidden, self.features))
-
-        def loss(theta: Floats) -> tuple[float, Floats]:
-            value, gradient = log_posterior(network, 2 * x - 1, y, self.shape, theta)
-            return -value, -gradient
-
         starts = np.hstack([0.5 * network.draw(self.starts, rng), np.tile(_MODE, (self.starts, 1))])
         bounds = [(None, None)] * network.size + [
             (np.log(1e-2), np.log(1e2)),
             (np.log(1e-2), np.log(1e3)),
             (-14.0, 2.0),
         ]
-        options = {"maxiter": self.iterations}
-        found = [minimize(loss, s, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for s in starts]
-        theta = min(found, key=lambda r: float(r.fun)).x
+        posterior = partial(log_posterior, network, 2 * x - 1, y, self.shape)
+        theta, _ = most_probable(posterior, starts, bounds, maxiter=self.iterations)
         length, scale, noise = (float(v) for v in np.exp(theta[-3:]))
         return condition(DeepKernel(network, theta[None, :-3], length, scale, self.shape), x, values, noise)

@@ -19,7 +19,7 @@ from nearpeak.search.bayesian import Bayesian, Preparation
 from nearpeak.search.constrained import Constrained
 from nearpeak.search.history import History
 from nearpeak.search.loop import Method
-from nearpeak.search.parameters import Float, Floats
+from nearpeak.search.parameters import Floats
 from nearpeak.search.populations import DifferentialEvolution, Genetic
 from nearpeak.search.refitted import RefittedGP
 from nearpeak.search.space import Space
@@ -44,12 +44,11 @@ class Default:
 
     def chosen(self, space: Space, history: History) -> Method:
         """The method for the next points."""
-        floats = all(isinstance(p, Float) for p in space.parameters.values())
         if len(history) >= MANY:
-            return DifferentialEvolution() if floats else Genetic()
+            return DifferentialEvolution() if space.floats else Genetic()
         if space.grid is not None:
             return self._table
-        surrogate, gain = self._smooth if floats else self._rough, _gain(history)
+        surrogate, gain = self._smooth if space.floats else self._rough, _gain(history)
         return Bayesian(surrogate, Constrained(gain) if history.constraints.shape[1] else gain)
 
 

@@ -28,10 +28,10 @@ from nearpeak.search.bayesian import Bayesian, Preparation, incumbent, opening, 
 from nearpeak.search.candidates import maximize
 from nearpeak.search.gp import GP
 from nearpeak.search.history import History
+from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Floats, Ordinal
 from nearpeak.search.refitted import GPSurrogate, RefittedGP
 from nearpeak.search.space import Space
-from nearpeak.search.study import Method
 from nearpeak.search.trainings import RECIPES, Data, Networks, advance, begin, spirals
 from nearpeak.topic import Explanation, Option, Table, Topic
 

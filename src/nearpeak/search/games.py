@@ -31,11 +31,12 @@ from nearpeak.search.bayesian import Surrogate, believed, gp_surrogate, opening
 from nearpeak.search.gp import Posterior
 from nearpeak.search.history import History
 from nearpeak.search.local_search import LocalSearch
+from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Floats, Ordinal
 from nearpeak.search.populations import Genetic
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Space
-from nearpeak.search.study import Method
+from nearpeak.search.study import run
 from nearpeak.topic import Explanation, Option, Table, Topic
 
 Strategies = NDArray[np.intp]
@@ -229,7 +230,7 @@ class CombinatorialGames:
     def starts(self, space: Space, history: History, rng: np.random.Generator) -> Floats:
         """Where games start, ``[games, width]``."""
         drawn = space.sample(self.games, rng)
-        order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")
+        order = history.ranking
         near = history.points[np.resize(order[: max(self.games // 4, 1)], self.games // 2)]
         return np.vstack([space.moved(near, rng), drawn])[: self.games]
 
@@ -284,19 +285,6 @@ class BitWidths:
         )
 
 
-def search(
-    method: Method, problem: Callable[[Floats], Floats], space: Space, evaluations: int, batch: int, seed: int
-) -> History:
-    """One run of a method on a function of configurations ``[n, width]``."""
-    history = History.empty(space.width, seed=seed)
-    while len(history) < evaluations:
-        count = min(batch, evaluations - len(history))
-        points = method.propose(space, history, count, np.random.default_rng([seed, len(history)]))
-        for point, value in zip(points, problem(points), strict=True):
-            history = history.told(point, float(value), 0.0)
-    return history
-
-
 def _explain(layers: int, evaluations: int, batch: int, seeds: int, play: str) -> Explanation:
     if layers < 2 or seeds < 1 or batch < 1 or evaluations <= 2 * layers + 2:
         raise UsageError(
@@ -313,7 +301,7 @@ def _explain(layers: int, evaluations: int, batch: int, seeds: int, play: str) -
     for seed in range(seeds):
         problem = BitWidths.drawn(layers, seed)
         for i, method in enumerate(methods.values()):
-            best[i, seed] = search(method, problem, problem.space, evaluations, batch, seed).values.min()
+            best[i, seed] = run(method, problem, problem.space, evaluations, seed, batch).values.min()
     means = best.mean(axis=1)
     names = list(methods)
     return Explanation(

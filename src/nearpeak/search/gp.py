@@ -8,7 +8,7 @@ from looking like noise, and noise about exp(-4).
 Rasmussen, Williams: Gaussian Processes for Machine Learning, MIT Press 2006, chapters 2 and 5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Protocol
@@ -183,14 +183,9 @@ class Hyperparameters:
         noise = np.exp(theta[d + 1]) if self.noise is None else self.noise
         covariance = scale * correlation
         covariance[np.diag_indices(n)] += noise + JITTER
-        factor, failed = dpotrf(covariance, lower=1)
-        if failed:
-            return -1e25, np.zeros(len(theta))
-        inverse, _ = dpotri(factor, lower=1)
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        weights = inverse @ self.y
-        value = -0.5 * self.y @ weights - np.log(np.diag(factor)).sum() - 0.5 * n * np.log(2 * np.pi)
-        outer = np.outer(weights, weights) - inverse
+        value, outer = log_likelihood(covariance, self.y)
+        if outer is None:
+            return value, np.zeros(len(theta))
         pull = outer * (scale * slope)
         gradient = np.empty(len(theta))
         gradient[:d] = -np.einsum("ij,gij->g", pull, apart)
@@ -215,6 +210,41 @@ class Hyperparameters:
         for j, g in enumerate(self.groups):
             found[g] += (self.x[:, None, j] - self.x[None, :, j]) ** 2
         return found
+
+
+def log_likelihood(covariance: Floats, y: Floats) -> tuple[float, Floats | None]:
+    """Log N(y | 0, covariance) of ``y [n]``, and twice its gradient by the covariance, ``[n, n]``:
+    ``a a' - covariance^-1`` with ``a = covariance^-1 y``. -1e25 and None where the matrix is not positive definite.
+    """
+    factor, failed = dpotrf(covariance, lower=1)
+    if failed:
+        return -1e25, None
+    inverse, _ = dpotri(factor, lower=1)
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    weights = inverse @ y
+    value = -0.5 * y @ weights - np.log(np.diag(factor)).sum() - 0.5 * len(y) * np.log(2 * np.pi)
+    return float(value), np.outer(weights, weights) - inverse
+
+
+def most_probable(
+    log_posterior: Callable[[Floats], tuple[float, Floats]],
+    starts: Iterable[Floats],
+    bounds: Sequence[tuple[float | None, float | None]],
+    **options: int,
+) -> tuple[Floats, float]:
+    """The hyperparameters of largest log posterior and its value, by L-BFGS from each start.
+
+    Args:
+        log_posterior: gives value and gradient. starts: each is moved into ``bounds``. options: of scipy's L-BFGS-B.
+    """
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        value, gradient = log_posterior(theta)
+        return -value, -gradient
+
+    found = [minimize(loss, s, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for s in starts]
+    best = min(found, key=lambda r: float(r.fun))
+    return best.x, -float(best.fun)
 
 
 def fit(
@@ -246,18 +276,7 @@ def fit(
     if restarts > 1:
         generator = rng if rng is not None else np.random.default_rng(0)
         starts += list(problem.start + generator.standard_normal((restarts - 1, problem.size)))
-    low, high = np.transpose(problem.bounds)
-
-    def loss(theta: Floats) -> tuple[float, Floats]:
-        value, gradient = problem.log_posterior(theta)
-        return -value, -gradient
-
-    options = {"maxiter": iterations, "maxcor": 20}
-    found = [
-        minimize(loss, s.clip(low, high), jac=True, method="L-BFGS-B", bounds=problem.bounds, options=options)
-        for s in starts
-    ]
-    theta = min(found, key=lambda r: float(r.fun)).x
+    theta, _ = most_probable(problem.log_posterior, starts, problem.bounds, maxiter=iterations, maxcor=20)
     kernel, noises = problem.split(theta)
     return condition(kernel, x, y, noises, mean)
 

@@ -27,10 +27,11 @@ from nearpeak.search.acquisition import log_expected_improvement
 from nearpeak.search.bayesian import opening
 from nearpeak.search.candidates import unseen
 from nearpeak.search.history import History
+from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Categorical, Floats, Integer, Ordinal
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Space
-from nearpeak.search.study import Method
+from nearpeak.search.study import run, tabled
 from nearpeak.search.weisfeiler_lehman import Graphs, Motifs, Subtrees, fit, motifs, subtrees
 from nearpeak.topic import Explanation, Option, Table, Topic, names
 
@@ -163,7 +164,7 @@ class GraphBayes:
     def candidates(self, space: Space, history: History, rng: np.random.Generator) -> Floats:
         """Random graphs, ``(1 - mutants) pool`` of them where there are so many, and then a surplus of mutants."""
         random = RandomSearch().propose(space, history, round(self.pool * (1 - self.mutants)), rng)
-        order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")[: self.parents]
+        order = history.ranking[: self.parents]
         many = round(self.pool * self.mutants) * self.surplus
         mutants = space.moved(history.points[np.resize(order, many)], rng)
         mutants = unseen(space, np.unique(mutants, axis=0), history)
@@ -205,7 +206,7 @@ class RegularizedEvolution:
         if len(history) < self.population or history.best is None:
             return RandomSearch().propose(space, history, count, rng)
         alive = np.arange(len(history) - self.population, len(history))
-        values = np.where(history.feasible, history.values, np.inf)
+        values = history.losses
         drawn = alive[rng.permuted(np.tile(np.arange(self.population), (32 * count, 1)), axis=1)[:, : self.tournament]]
         parents = drawn[np.arange(len(drawn)), values[drawn].argmin(axis=1)]
         children = unseen(space, space.moved(history.points[parents], rng), history)
@@ -265,16 +266,6 @@ def planted(found: Subtrees, seed: int, noise: float = 0.3) -> tuple[Floats, str
     return values, found.names[motif]
 
 
-def search(method: Method, space: Space, values: Floats, evaluations: int, seed: int) -> History:
-    """One search of a table: ``values [N]`` of ``space.grid``."""
-    assert space.grid is not None
-    history = History.empty(space.width, seed=seed)
-    while len(history) < evaluations:
-        point = method.propose(space, history, 1, np.random.default_rng([seed, len(history)]))
-        history = history.told(point[0], float(values[space.grid.find(point)[0]]), 0.0)
-    return history
-
-
 def evaluations_to(values: Floats, history: History, share: float = 0.01) -> int:
     """How many evaluations a search of a table took to its best ``share``; one more than it made where it did not."""
     target = np.sort(values)[max(int(share * len(values)), 1) - 1]
@@ -303,7 +294,7 @@ def _explain(table: str, operations: tuple[str, ...], edges: int, evaluations: i
     for seed in range(seeds):
         values, motif = planted(found, seed) if value is None else (value, "")
         for i, other in enumerate(methods):
-            history = search(other, space, values, min(evaluations, len(values)), seed)
+            history = run(other, tabled(space, values), space, min(evaluations, len(values)), seed)
             took[i, seed] = evaluations_to(values, history)
             if i == 0:
                 reports.append((method.report(space, history), motif))

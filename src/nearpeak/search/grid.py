@@ -23,11 +23,6 @@ class Grid:
     points: Floats = field(repr=False)
     levels: Levels = field(repr=False)
 
-    @classmethod
-    def of(cls, points: Floats, levels: Levels) -> "Grid":
-        """A grid of configurations, each of which is there once."""
-        return cls(points, levels)
-
     @cached_property
     def _radix(self) -> NDArray[np.uint64]:
         """Weights that make one number of a row of levels: exact while it fits 64 bits, a hash (odd, random) above."""

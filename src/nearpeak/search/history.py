@@ -89,7 +89,17 @@ class History:
         """The evaluation with the least value among the feasible; None where there is none."""
         if not self.feasible.any():
             return None
-        return int(np.argmin(np.where(self.feasible, self.values, np.inf)))
+        return int(np.argmin(self.losses))
+
+    @property
+    def losses(self) -> Floats:
+        """Values, ``[n]``; infinite where an evaluation failed or broke a constraint."""
+        return np.where(self.feasible, self.values, np.inf)
+
+    @property
+    def ranking(self) -> NDArray[np.intp]:
+        """Evaluations from the best to the worst, ``[n]``; the earlier first among equals."""
+        return np.argsort(self.losses, kind="stable")
 
 
 def matches(rows: Floats, point: Floats) -> NDArray[np.bool_]:

@@ -13,12 +13,11 @@ Cho, Saul: Kernel Methods for Deep Learning, NeurIPS 2009. Lee et al.: Deep Neur
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.optimize import minimize
 
-from nearpeak.search.gp import GP, JITTER, condition, standardised
+from nearpeak.search.gp import GP, JITTER, condition, log_likelihood, most_probable, standardised
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
@@ -91,15 +90,11 @@ def log_posterior(x: Floats, y: Floats, depth: int, theta: Floats) -> tuple[floa
         by_weight, by_bias = weight * (carried[0] + value), weight * carried[1] + bias
     covariance = scale * cross
     covariance[np.diag_indices(n)] += noise + JITTER
-    factor, failed = dpotrf(covariance, lower=1)
-    if failed:
-        return -1e25, np.zeros(4)
-    inverse, _ = dpotri(factor, lower=1)
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    alpha = inverse @ y
-    outer = np.outer(alpha, alpha) - inverse
+    found, outer = log_likelihood(covariance, y)
+    if outer is None:
+        return found, np.zeros(4)
     off = (theta - [np.log(2.0), 0.0, 0.0, _NOISE_LOCATION]) / _SPREADS
-    found = -0.5 * y @ alpha - np.log(np.diag(factor)).sum() - 0.5 * n * np.log(2 * np.pi) - 0.5 * off @ off
+    found -= 0.5 * off @ off
     gradient = 0.5 * np.array(
         [(outer * (scale * d)).sum() for d in (by_weight, by_bias, cross)] + [noise * np.trace(outer)]
     )
@@ -117,16 +112,12 @@ class InfiniteWidthGP:
         good = history.succeeded
         x, values = space.encode(history.points[good]), history.values[good]
         y, _, _ = standardised(values)
-        found = {}
-        for depth in self.depths:
-
-            def loss(theta: Floats, depth: int = depth) -> tuple[float, Floats]:
-                value, gradient = log_posterior(2 * x - 1, y, depth, theta)
-                return -value, -gradient
-
-            start = np.array([np.log(2.0), 0.0, 0.0, _NOISE_LOCATION])
-            bounds = [(-4.0, 6.0), (-9.0, 5.0), (-5.0, 7.0), (np.log(1e-6), np.log(10.0))]
-            found[depth] = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 25})
-        depth = min(found, key=lambda d: float(found[d].fun))
-        weight, bias, scale, noise = np.exp(found[depth].x)
+        start = np.array([np.log(2.0), 0.0, 0.0, _NOISE_LOCATION])
+        bounds = [(-4.0, 6.0), (-9.0, 5.0), (-5.0, 7.0), (np.log(1e-6), np.log(10.0))]
+        found = {
+            depth: most_probable(partial(log_posterior, 2 * x - 1, y, depth), [start], bounds, maxiter=25)
+            for depth in self.depths
+        }
+        depth = max(found, key=lambda d: found[d][1])
+        weight, bias, scale, noise = np.exp(found[depth][0])
         return condition(InfiniteWidth(depth, float(weight), float(bias), float(scale)), x, values, float(noise))

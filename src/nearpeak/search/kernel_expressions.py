@@ -12,14 +12,13 @@ Kernel Search, ICML 2013.
 import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.optimize import minimize
 
 from nearpeak.errors import UsageError
-from nearpeak.search.gp import GP, JITTER, condition, standardised
+from nearpeak.search.gp import GP, JITTER, condition, log_likelihood, most_probable, standardised
 from nearpeak.search.kernels import SHAPES
 from nearpeak.search.parameters import Floats
 
@@ -219,24 +218,18 @@ class Layout:
                 slopes += [others * d for d in derivatives()]
         return total, slopes
 
-    def log_posterior(self, theta: Floats, x: Floats, y: Floats) -> tuple[float, Floats, float]:
-        """Log marginal likelihood of standardised ``y [n]`` plus log prior, its gradient, and the likelihood alone."""
-        n = len(y)
+    def log_posterior(self, x: Floats, y: Floats, theta: Floats) -> tuple[float, Floats]:
+        """Log marginal likelihood of standardised ``y [n]`` plus log prior, and its gradient."""
         covariance, slopes = self.matrix(theta, x)
         noise = np.exp(theta[-1])
-        covariance[np.diag_indices(n)] += noise + JITTER
-        factor, failed = dpotrf(covariance, lower=1)
-        if failed:
-            return -1e25, np.zeros(len(theta)), -1e25
-        inverse, _ = dpotri(factor, lower=1)
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        alpha = inverse @ y
-        outer = np.outer(alpha, alpha) - inverse
-        evidence = -0.5 * y @ alpha - np.log(np.diag(factor)).sum() - 0.5 * n * np.log(2 * np.pi)
+        covariance[np.diag_indices(len(y))] += noise + JITTER
+        value, outer = log_likelihood(covariance, y)
+        if outer is None:
+            return value, np.zeros(len(theta))
         mode, spread = self.prior
         off = (theta - mode) / spread
         gradient = 0.5 * np.array([*((outer * d).sum() for d in slopes), noise * np.trace(outer)])
-        return float(evidence - 0.5 * off @ off), gradient - off / spread, float(evidence)
+        return float(value - 0.5 * off @ off), gradient - off / spread
 
 
 def _product(scale: float, factors: list[Floats]) -> Floats:
@@ -303,19 +296,11 @@ def fit(
     targets, _, _ = standardised(y)
     mode, spread = layout.prior
     low, high = mode - 4 * spread, mode + 4 * spread
-
-    def loss(theta: Floats) -> tuple[float, Floats]:
-        value, gradient, _ = layout.log_posterior(theta, x, targets)
-        return -value, -gradient
-
+    log_posterior = partial(layout.log_posterior, x, targets)
     starts = [mode if start is None else start]
     if start is None and any(base.kind == "per" for term in expression for base in term):
         drawn = mode + spread * rng.standard_normal((tries, len(mode)))
-        starts += sorted(drawn, key=lambda theta: loss(theta)[0])[:2]
-    bounds, options = list(zip(low, high, strict=True)), {"maxiter": iterations}
-    found = [
-        minimize(loss, s.clip(low, high), jac=True, method="L-BFGS-B", bounds=bounds, options=options) for s in starts
-    ]
-    theta = min(found, key=lambda r: float(r.fun)).x
-    evidence = layout.log_posterior(theta, x, targets)[2]
+        starts += sorted(drawn, key=lambda theta: -log_posterior(theta)[0])[:2]
+    theta, value = most_probable(log_posterior, starts, list(zip(low, high, strict=True)), maxiter=iterations)
+    evidence = value + 0.5 * (((theta - mode) / spread) ** 2).sum()
     return Fitted(expression, theta, float(len(theta) * np.log(len(y)) - 2 * evidence))

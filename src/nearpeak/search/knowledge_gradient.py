@@ -112,7 +112,7 @@ def representatives(space: Space, history: History, rng: np.random.Generator, co
     drawn = space.sample(count, rng)
     if history.best is None:
         return drawn
-    order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")
+    order = history.ranking
     near = history.points[np.repeat(order[:4], count // 16)]
     changed = [space.moved(near, rng, reach) for reach in (0.02, 0.1)]
     return np.vstack([history.points[order[:count]], drawn, *changed])

@@ -233,7 +233,7 @@ class Language:
         return f"You tune {self.task}. Smaller values are better. Parameters:\n{described(space)}"
 
     def _wanted(self, space: Space, history: History) -> str:
-        values = np.where(history.feasible, history.values, np.inf)
+        values = history.losses
         order = np.argsort(values, kind="stable")[: self.shown]
         known = history.values[history.feasible if history.feasible.any() else history.succeeded]
         target = known.min() - self.stretch * np.ptp(known)
@@ -246,7 +246,7 @@ class Language:
 
 def drawn(space: Space, history: History, count: int, rng: np.random.Generator) -> Floats:
     """Candidates without a language model: half of them changes of the best seen, half draws, ``[count, width]``."""
-    order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")[:5]
+    order = history.ranking[:5]
     near = space.moved(history.points[np.resize(order, 2 * count)], rng)
     near = _fresh(space, near, history)[: (count + 1) // 2]
     return _fresh(space, np.vstack([near, space.sample(count, rng)]), history)[:count]

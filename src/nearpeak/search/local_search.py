@@ -36,7 +36,7 @@ class LocalSearch:
         """The next points, ``[count, width]``."""
         if len(history) < self.initial or history.best is None:
             return RandomSearch().propose(space, history, count, rng)
-        order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")
+        order = history.ranking
         reach = self.reach * 0.98 ** (len(history) - 1 - history.best)
         for row in order[: int(history.feasible.sum())]:
             near = space.moved(np.repeat(history.points[[row]], _TRIES * count, axis=0), rng, max(reach, 1e-4))
@@ -74,7 +74,7 @@ class Annealing:
 
     def stands(self, history: History) -> int:
         """The evaluation at which the walk stands: its decisions are taken again with the search's seed."""
-        values = np.where(history.feasible, history.values, np.inf)
+        values = history.losses
         first = values[: self.initial]
         here = int(np.argmin(first))
         known = first[np.isfinite(first)]

@@ -79,7 +79,7 @@ class Float:
     def moved(self, columns: Floats, rng: np.random.Generator, reach: float) -> Floats:
         """A normal step of standard deviation ``reach`` in its features, reflected at the ends."""
         stepped = self.features(columns) + reach * rng.standard_normal(columns.shape)
-        return self.unscale(_reflected(stepped))
+        return self.unscale(reflected(stepped))
 
     def features(self, columns: Floats) -> Floats:
         """Its place between low and high."""
@@ -139,7 +139,7 @@ class Integer:
         if self.low == self.high:
             return columns
         near = _unscaled(
-            _reflected(self.features(columns) + reach * rng.standard_normal(columns.shape)),
+            reflected(self.features(columns) + reach * rng.standard_normal(columns.shape)),
             self.low,
             self.high,
             self.log,
@@ -390,7 +390,7 @@ def _unscaled(unit: Floats, low: float, high: float, log: bool) -> Floats:
     return np.asarray(low * (high / low) ** unit if log else low + unit * (high - low))
 
 
-def _reflected(unit: Floats) -> Floats:
+def reflected(unit: Floats) -> Floats:
     """Numbers that left [0, 1], mirrored at its ends."""
     folded = np.abs(unit) % 2
     return np.asarray(np.minimum(folded, 2 - folded))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nearpeak.search.candidates import distinct, unseen
 from nearpeak.search.history import History
-from nearpeak.search.parameters import Float, Floats, Integer, Ordinal
+from nearpeak.search.parameters import Float, Floats, Integer, Ordinal, reflected
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Space
 
@@ -39,7 +39,7 @@ class Genetic:
         """The next points, ``[count, width]``."""
         if len(history) < self.population or history.feasible.sum() < 2:
             return RandomSearch().propose(space, history, count, rng)
-        order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")
+        order = history.ranking
         best = history.points[order[: min(self.population, int(history.feasible.sum()))]]
         first, second = (
             best[rng.integers(0, len(best), (_TRIES * count, self.tournament)).min(axis=1)] for _ in range(2)
@@ -75,7 +75,7 @@ class DifferentialEvolution:
 
     def members(self, history: History) -> NDArray[np.intp]:
         """The evaluation that each member of the population is: the better of itself and its last challenger."""
-        values = np.where(history.feasible, history.values, np.inf)
+        values = history.losses
         found = np.arange(self.population)
         for i in range(self.population, len(values)):
             slot = i % self.population
@@ -101,8 +101,7 @@ def shifted(space: Space, a: Floats, weight: Floats, b: Floats, c: Floats) -> Fl
         s = space.columns[name]
         if isinstance(p, (Float, Integer, Ordinal)):
             unit = p.features(a[:, s]) + weight * (p.features(b[:, s]) - p.features(c[:, s]))
-            folded = np.abs(unit) % 2
-            found[:, s] = p.unscale(np.minimum(folded, 2 - folded))
+            found[:, s] = p.unscale(reflected(unit))
         else:
             differ = (b[:, s] != c[:, s]).any(axis=1, keepdims=True)
             found[:, s] = np.where(differ, b[:, s], a[:, s])

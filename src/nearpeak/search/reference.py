@@ -23,11 +23,12 @@ from nearpeak.search.bayesian import Bayesian, Preparation, Surrogate, gp_surrog
 from nearpeak.search.constrained import Constrained
 from nearpeak.search.entropy_search import MaxValueEntropy
 from nearpeak.search.knowledge_gradient import KnowledgeGradient
+from nearpeak.search.loop import Method
 from nearpeak.search.multi_fidelity import Cost, MultiFidelity
 from nearpeak.search.noisy_improvement import NoisyImprovement
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
-from nearpeak.search.study import Method, compare
+from nearpeak.search.study import compare
 from nearpeak.topic import Explanation, Option, Topic, names
 
 ACQUISITIONS: Final[dict[str, Acquisition | Preparation]] = {

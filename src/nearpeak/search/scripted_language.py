@@ -17,12 +17,12 @@ import numpy as np
 
 from nearpeak.errors import UsageError
 from nearpeak.search.bayesian import Bayesian
-from nearpeak.search.history import History
 from nearpeak.search.language import ROLES, Command, Language
+from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Floats
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Space
-from nearpeak.search.study import Method
+from nearpeak.search.study import run, tabled
 from nearpeak.search.trainings import RECIPES, curves, spirals
 from nearpeak.topic import Explanation, Option, Table, Topic, names
 
@@ -138,16 +138,6 @@ def _bred(seen: Floats, values: Floats, count: int, rng: np.random.Generator) ->
     return np.clip(child + moved * rng.normal(0, 0.2, child.shape), 0, 1)
 
 
-def tune(method: Method, space: Space, values: Floats, evaluations: int, seed: int) -> History:
-    """One search of a table: ``values [N]`` of ``space.grid``; NaN: it failed."""
-    assert space.grid is not None
-    history = History.empty(space.width, seed=seed)
-    while len(history) < evaluations:
-        point = method.propose(space, history, 1, np.random.default_rng([seed, len(history)]))
-        history = history.told(point[0], float(values[space.grid.find(point)[0]]), 0.0)
-    return history
-
-
 def _explain(command: str, roles: tuple[str, ...], recipes: int, evaluations: int, seeds: int) -> Explanation:
     if not 20 <= evaluations + 10 <= recipes or seeds < 1:
         raise UsageError(
@@ -167,7 +157,7 @@ def _explain(command: str, roles: tuple[str, ...], recipes: int, evaluations: in
     found = np.full((len(methods), seeds, evaluations), np.inf)
     for i, method in enumerate(methods.values()):
         for seed in range(seeds):
-            seen = tune(method, space, values, evaluations, seed).values
+            seen = run(method, tabled(space, values), space, evaluations, seed).values
             found[i, seed] = np.minimum.accumulate(np.where(np.isfinite(seen), seen, np.inf))
     least = float(np.nanmin(values))
     regret = np.median(found - least, axis=1)

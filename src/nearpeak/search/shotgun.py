@@ -29,11 +29,12 @@ from nearpeak.search.history import History
 from nearpeak.search.kernels import Stationary, squared_distances
 from nearpeak.search.local_penalization import LocalPenalization, steepest
 from nearpeak.search.loop import Method
-from nearpeak.search.parameters import Float, Floats
+from nearpeak.search.parameters import Floats
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.refitted import GPSurrogate, RefittedGP
 from nearpeak.search.space import Space
+from nearpeak.search.study import cube
 from nearpeak.topic import Explanation, Option, Table, Topic
 
 _POOL = 1_024
@@ -97,12 +98,11 @@ def scattered(
     if count == 0:
         return np.empty((0, space.width))
     middle = space.encode(centre[None])
-    if all(isinstance(p, Float) for p in space.parameters.values()) and not space.conditions:
+    if space.floats and not space.conditions:
         found = np.empty((0, space.width))
         for _ in range(_TRIES):
             draws = _truncated_normal(np.repeat(middle, 2 * count, axis=0), reach, rng)
-            columns = zip(space.parameters.values(), draws.T, strict=True)
-            rows = np.column_stack([p.unscale(c) for p, c in columns if isinstance(p, Float)])
+            rows = np.column_stack([p.unscale(c) for p, c in zip(space.floats, draws.T, strict=True)])
             found = np.vstack([found, rows[space.holds(rows)]])
             if len(found) >= count:
                 return found[:count]
@@ -138,7 +138,7 @@ def regrets(problem: str, batch: int, evaluations: int, seeds: int) -> dict[str,
     from nearpeak.search.asynchronous import problem_named, simulate_workers
 
     at = problem_named(problem)
-    space = Space({f"x{i}": Float(0, 1) for i in range(at.dimension)})
+    space = cube(at.dimension)
     if min(batch, evaluations, seeds) < 1:
         raise UsageError(f"batch, evaluations and seeds are at least 1, not {min(batch, evaluations, seeds)}")
     methods: dict[str, Method] = {

@@ -25,6 +25,7 @@ from nearpeak.search.parameters import (
     Parameter,
     Permutation,
     Simplex,
+    reflected,
 )
 
 __all__ = ["Categorical", "Float", "Floats", "Integer", "Ordinal", "Parameter", "Permutation", "Simplex", "Space"]
@@ -91,15 +92,20 @@ class Space:
         return {name: Expression.parse(text, self.parameters) for name, text in self.conditions.items()}
 
     @cached_property
+    def floats(self) -> tuple[Float, ...]:
+        """The parameters, where all of them are floats; else none."""
+        found = tuple(p for p in self.parameters.values() if isinstance(p, Float))
+        return found if len(found) == len(self.parameters) else ()
+
+    @cached_property
     def _box(self) -> tuple[Floats, Floats] | None:
         """Least values and ranges ``[width]`` where all parameters are linear floats that nothing constrains."""
         if self.constraints or self.conditions:
             return None
-        floats = [p for p in self.parameters.values() if isinstance(p, Float) and not p.log]
-        if len(floats) < len(self.parameters):
+        if not self.floats or any(p.log for p in self.floats):
             return None
-        low = np.asarray([p.low for p in floats], dtype=float)
-        return low, np.asarray([p.high for p in floats]) - low
+        low = np.asarray([p.low for p in self.floats], dtype=float)
+        return low, np.asarray([p.high for p in self.floats]) - low
 
     @cached_property
     def combinations(self) -> float:
@@ -114,13 +120,13 @@ class Space:
             UsageError: there is none: it names the constraint that nothing meets.
         """
         if self.listed is not None:
-            return Grid.of(self.listed, self.listed_levels)
+            return Grid(self.listed, self.listed_levels)
         if not np.isfinite(self.combinations):
             return None
         levels = enumerate_grid(self.parameters, self._constraints, self._conditions, ENUMERABLE)
         if levels is None:
             return None
-        return Grid.of(self._points(levels), levels)
+        return Grid(self._points(levels), levels)
 
     @cached_property
     def listed_levels(self) -> NDArray[np.intp]:
@@ -234,8 +240,7 @@ class Space:
         low, span = self._box
         which = rng.random(points.shape) < 1 / self.width
         which[np.arange(len(points)), rng.integers(0, self.width, len(points))] = True
-        stepped = np.abs((points - low) / span + reach * rng.standard_normal(points.shape)) % 2
-        stepped = low + span * np.minimum(stepped, 2 - stepped)
+        stepped = low + span * reflected((points - low) / span + reach * rng.standard_normal(points.shape))
         return np.where(which, np.clip(stepped, low, low + span), points)
 
     def encode(self, points: Floats) -> Floats:

@@ -5,9 +5,8 @@ noise draws. With noise, what counts is the regret of what a person would take h
 configuration with the least mean of one and the same GP, whatever the method.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
@@ -15,22 +14,36 @@ from scipy.stats import rankdata, wilcoxon
 from nearpeak.search.bayesian import gp_surrogate
 from nearpeak.search.candidates import maximize
 from nearpeak.search.history import History
+from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Float, Floats
 from nearpeak.search.problems import Problem
 from nearpeak.search.space import Space
 from nearpeak.topic import Table
 
 
-class Method(Protocol):
-    """What proposes configurations."""
-
-    def propose(self, space: Space, history: History, count: int, rng: np.random.Generator) -> Floats:
-        """The next points, ``[count, width]``."""
-
-
 def cube(dimension: int) -> Space:
     """The unit cube, on which test problems live."""
     return Space({f"x{i}": Float(0.0, 1.0) for i in range(dimension)})
+
+
+def run(
+    method: Method, function: Callable[[Floats], Floats], space: Space, evaluations: int, seed: int, batch: int = 1
+) -> History:
+    """One run of a method on an exact function of configurations ``[n, width]``; NaN: it failed."""
+    history = History.empty(space.width, seed=seed)
+    while len(history) < evaluations:
+        count = min(batch, evaluations - len(history))
+        points = method.propose(space, history, count, np.random.default_rng([seed, len(history)]))
+        for point, value in zip(points, function(points), strict=True):
+            history = history.told(point, float(value), 0.0)
+    return history
+
+
+def tabled(space: Space, values: Floats) -> Callable[[Floats], Floats]:
+    """The function of configurations that a table is: ``values [N]`` of the rows of ``space.grid``."""
+    grid = space.grid
+    assert grid is not None
+    return lambda points: values[grid.find(points)]
 
 
 def trial(method: Method, problem: Problem, evaluations: int, seed: int, noise: float = 0.0, batch: int = 1) -> History:

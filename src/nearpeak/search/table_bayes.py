@@ -16,7 +16,7 @@ from scipy.special import log_ndtr
 
 from nearpeak.search.acquisition import log_improvement
 from nearpeak.search.alignment import with_alignment
-from nearpeak.search.candidates import farthest
+from nearpeak.search.candidates import WHOLE_GRID, farthest
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
@@ -27,9 +27,6 @@ _LEAST_CHANCE: Final = 0.02
 """Of success, that a configuration is given at least: a model of failures may be wrong."""
 
 
-WHOLE: Final = 20_000
-"""Grids up to this size are modelled whole; of larger ones a sample of half as many, drawn anew with each fit, and the
-neighbours of the best."""
 _BEST: Final = 8
 _REACH: Final = 64
 
@@ -40,14 +37,15 @@ class TableBayes:
 
     Attributes:
         initial: evaluations before the first model, spread over the space. shape: of the kernel. keep: share of the
-            values that keep their differences. iterations: of each fit. whole: largest grid that is modelled whole.
+            values that keep their differences. iterations: of each fit. whole: largest grid that is modelled whole; of
+            a larger one a sample of half as many is, drawn anew with each fit, and the neighbours of the best.
     """
 
     initial: int = 10
     shape: str = "matern32"
     keep: float = 0.7
     iterations: int = 15
-    whole: int = WHOLE
+    whole: int = WHOLE_GRID
     _kept: "_Kept | None" = field(default=None, repr=False)
 
     def propose(self, space: Space, history: History, count: int, rng: np.random.Generator) -> Floats:
@@ -124,7 +122,7 @@ class TableBayes:
         if size <= self.whole:
             return np.arange(size)
         sample = np.random.default_rng([history.seed, len(history)]).choice(size, self.whole // 2, replace=False)
-        best = seen[np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")[:_BEST]]
+        best = seen[history.ranking[:_BEST]]
         near = [space.grid.neighbours(int(i), _REACH) for i in best]
         return np.unique(np.concatenate([sample, seen, *near]))
 

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dtrtri
-from scipy.optimize import minimize
 
-from nearpeak.search.gp import JITTER, Hyperparameters, cholesky, standardised
+from nearpeak.search.gp import JITTER, Hyperparameters, cholesky, most_probable, standardised
 from nearpeak.search.kernels import SHAPES, Stationary
 from nearpeak.search.parameters import Floats
 
@@ -49,23 +48,9 @@ class TableGP:
         """
         x = features[seen]
         problem = Hyperparameters(x, standardised(y)[0], self.shape, groups, lengths=LENGTHS)
-        low, high = np.transpose(problem.bounds)
         start = problem.start if self.theta is None else self.theta
-
-        def loss(theta: Floats) -> tuple[float, Floats]:
-            value, gradient = problem.log_posterior(theta)
-            return -value, -gradient
-
-        found = minimize(
-            loss,
-            start.clip(low, high),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=problem.bounds,
-            options={"maxiter": iterations},
-        )
-        self.theta = found.x
-        self._kernel, noise = problem.split(found.x)
+        self.theta, _ = most_probable(problem.log_posterior, [start], problem.bounds, maxiter=iterations)
+        self._kernel, noise = problem.split(self.theta)
         self._noise, n = float(noise[0]) + JITTER, len(seen)
         self._rows = np.empty((max(256, 2 * n), len(features)), dtype=np.float32)
         self._factor = np.zeros((len(self._rows), len(self._rows)))

@@ -118,7 +118,7 @@ def tune(
 
 def _best(history: History, count: int) -> Floats:
     """The best points of a history, each once, ``[count, width]`` or fewer."""
-    order = np.argsort(np.where(history.feasible, history.values, np.inf), kind="stable")
+    order = history.ranking
     order = order[: int(history.feasible.sum())]
     chosen: list[int] = []
     for i in order.tolist():
