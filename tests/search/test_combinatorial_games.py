@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search.bayesian import believed, gp_surrogate
+from nearpeak.search.bayesian import believed
 from nearpeak.search.games import (
     TOPIC,
     BitWidths,
@@ -63,14 +63,14 @@ def test_no_proposal_has_a_single_change_that_raises_the_bound(play):
     history = History.of(points, problem(points))
     method = CombinatorialGames(play, games=12 if play == "best-response" else 3)
     players, rng = Players(space), np.random.default_rng(0)
-    payoff = players.payoff(gp_surrogate(space, history, rng), method.beta)
+    payoff = players.payoff(method.surrogate(space, history, rng), method.beta)
     assert gains(payoff, players.counts, players.strategies(points)).max() > 1e-2
     proposed = method.propose(space, history, 3, np.random.default_rng(4))
     assert gains(payoff, players.counts, players.strategies(proposed[:1])).max() < 1e-6
     bounds = [payoff]
     for i in (1, 2):  # an equilibrium of the first bound, or of that after the means of those before
-        known = believed(space, history.waiting_for(proposed[:i]), gp_surrogate, rng)
-        bounds.append(players.payoff(gp_surrogate(space, known, rng), method.beta))
+        known = believed(space, history.waiting_for(proposed[:i]), method.surrogate, rng)
+        bounds.append(players.payoff(method.surrogate(space, known, rng), method.beta))
         joint = players.strategies(proposed[[i]])
         assert min(gains(bound, players.counts, joint)[0] for bound in bounds) < 1e-6
     assert len(np.unique(proposed, axis=0)) == 3

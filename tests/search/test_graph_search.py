@@ -128,12 +128,12 @@ def test_mutants_that_are_kept_hold_more_good_motifs():
     rows = np.random.default_rng(0).choice(len(values), 40, replace=False)
     gp, depth = fit(found, rows, values[rows])
     phi = found.to(depth)[300:500]
-    method = GraphBayes(pool=40)
+    method = GraphBayes(pool=40, mutants=0.5)
     kept = method.steered(motifs(gp, found), phi, 20)
     assert (kept[:20] == np.arange(20)).all()
     assert len(kept) == 40
     assert gp.predict(phi[kept[20:]])[0].mean() < gp.predict(phi[20:])[0].mean() - 0.2 * np.std(values)
-    assert (GraphBayes(pool=40, surplus=1).steered(motifs(gp, found), phi, 20)[20:] == np.arange(20, 40)).all()
+    assert (GraphBayes(pool=40, mutants=0.5, surplus=1).steered(motifs(gp, found), phi, 20)[20:] == np.arange(20, 40)).all()
 
 
 def test_graphs_take_fewer_evaluations_than_random_search_to_the_best_hundredth():

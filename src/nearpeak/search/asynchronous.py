@@ -45,12 +45,17 @@ _SAME: Final = 1e-3
 """Features nearer than this (in each) are the same choice."""
 
 
+ALONE: Final = 0.2
+"""Probability of each way to explore while nothing else is being evaluated."""
+
+
 @dataclass(frozen=True)
 class Aegis:
     """The method.
 
     Attributes:
-        epsilon: probability of each of the two ways to explore; None: ``min(1 / sqrt(max(d, 4)), 1/2)``.
+        epsilon: probability of each of the two ways to explore; None: ``1 / sqrt(max(d, 4))`` while others are being
+            evaluated, and at most ``ALONE`` while none is, where nothing keeps workers apart but itself.
         initial: evaluations before the first surrogate.
 
     Raises:
@@ -70,9 +75,12 @@ class Aegis:
         first = opening(space, history, count, rng, self.initial)
         if first is not None:
             return first
-        epsilon = 1 / np.sqrt(max(len(space.parameters), 4)) if self.epsilon is None else self.epsilon
+        usual = 1 / np.sqrt(max(len(space.parameters), 4))
         posterior = self.surrogate(space, history, rng)
         for _ in range(count):
+            epsilon = self.epsilon
+            if epsilon is None:
+                epsilon = usual if len(history.pending) else min(usual, ALONE)
             believed = expecting(space, posterior, history)
             draw = rng.random()
             if draw < epsilon:

@@ -48,6 +48,21 @@ def farthest(features: Floats, count: int) -> NDArray[np.intp]:
     return chosen
 
 
+def balanced(levels: NDArray[np.intp], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Rows of levels ``[n, parameters]`` picked one by one, each of values that were picked least, ``[count]``: a Latin
+    hypercube of what there is.
+    """
+    kinds = levels.max(axis=0) + 2
+    picked, chosen = np.zeros(kinds.sum()), np.zeros(min(count, len(levels)), dtype=np.intp)
+    place = levels + 1 + np.cumsum(kinds) - kinds
+    crowding = rng.random(len(levels))  # breaks ties
+    for i in range(len(chosen)):
+        chosen[i] = int(np.argmin(picked[place].sum(axis=1) + crowding))
+        crowding[chosen[i]] = np.inf
+        picked[place[chosen[i]]] += 1
+    return chosen
+
+
 def unseen(space: Space, points: Floats, history: History) -> Floats:
     """Those rows that were neither evaluated nor are being so."""
     if space.grid is None:

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from nearpeak.errors import UnknownName, UsageError
 from nearpeak.search.acquisition import confidence_bound
-from nearpeak.search.bayesian import Surrogate, believed, gp_surrogate, opening
+from nearpeak.search.additive import additive_surrogate
+from nearpeak.search.bayesian import Surrogate, believed, opening
 from nearpeak.search.gp import Posterior
 from nearpeak.search.history import History
 from nearpeak.search.local_search import LocalSearch
@@ -182,7 +183,7 @@ class CombinatorialGames:
     play: str = "best-response"
     beta: float = 4.0
     games: int = 32
-    surrogate: Surrogate = gp_surrogate
+    surrogate: Surrogate = additive_surrogate
     initial: int = 10
 
     def __post_init__(self) -> None:

@@ -178,8 +178,8 @@ class Hyperparameters:
         """Log marginal likelihood plus log prior (up to a constant), and its gradient ``[len(theta)]``."""
         d, n = int(self.groups.max()) + 1, len(self.y)
         lengths, scale = np.exp(theta[:d]), np.exp(theta[d])
-        apart = self.squares / lengths[:, None, None] ** 2
-        correlation, slope = SHAPES[self.shape](apart.sum(axis=0))
+        precision = lengths**-2
+        correlation, slope = SHAPES[self.shape]((precision @ self.squares.reshape(d, -1)).reshape(n, n))
         noise = np.exp(theta[d + 1]) if self.noise is None else self.noise
         covariance = scale * correlation
         covariance[np.diag_indices(n)] += noise + JITTER
@@ -188,7 +188,7 @@ class Hyperparameters:
             return value, np.zeros(len(theta))
         pull = outer * (scale * slope)
         gradient = np.empty(len(theta))
-        gradient[:d] = -np.einsum("ij,gij->g", pull, apart)
+        gradient[:d] = -precision * (self.squares.reshape(d, -1) @ pull.ravel())
         gradient[d] = 0.5 * scale * (outer * correlation).sum()
         if self.noise is None:
             gradient[d + 1] = 0.5 * noise * np.trace(outer)

@@ -125,7 +125,7 @@ class GraphBayes:
 
     initial: int = 10
     pool: int = 200
-    mutants: float = 0.5
+    mutants: float = 0.8
     parents: int = 10
     surplus: int = 4
     depth: int = 3
@@ -171,16 +171,12 @@ class GraphBayes:
         return np.vstack([random, mutants[rng.permutation(len(mutants))]])
 
     def steered(self, ranked: Motifs, phi: Floats, random: int) -> NDArray[np.intp]:
-        """Which candidates stay: all random ones, and of the mutants those with most good and fewest bad motifs."""
+        """Which candidates stay: all random ones, and of the mutants those whose motifs are worth most together."""
         mutants = np.arange(min(random, len(phi)), len(phi))
         keep = round(self.pool * self.mutants)
-        quarter = len(ranked.names) // 4
-        if self.surplus > 1 and quarter:
-            good, bad = (
-                phi[mutants] @ ranked.features[which].T > 0 for which in (slice(quarter), slice(-quarter, None))
-            )
-            balance = good.sum(axis=1) - bad.sum(axis=1)
-            mutants = mutants[np.argsort(-balance, kind="stable")]
+        if self.surplus > 1:
+            worth = (phi[mutants] @ ranked.features.T > 0) @ ranked.gradient
+            mutants = mutants[np.argsort(worth, kind="stable")]
         return np.concatenate([np.arange(min(random, len(phi))), mutants[:keep]])
 
     def report(self, space: Space, history: History) -> Motifs:

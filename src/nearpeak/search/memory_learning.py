@@ -117,7 +117,7 @@ def learn(
 
 
 def solve(
-    trace: Trace, network: Network, seed: int = 0, simulations: int = 64, games: int = 8, horizon: int = 32
+    trace: Trace, network: Network, seed: int = 0, simulations: int = 64, games: int = 32, horizon: int = 32
 ) -> tuple[Mapping, float]:
     """The best of ``games`` games, the first without noise: the mapping and its seconds."""
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ from scipy.special import log_ndtr
 
 from nearpeak.search.acquisition import log_improvement
 from nearpeak.search.alignment import with_alignment
-from nearpeak.search.candidates import WHOLE_GRID, farthest
+from nearpeak.search.candidates import WHOLE_GRID, balanced, farthest
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
@@ -28,6 +28,8 @@ _LEAST_CHANCE: Final = 0.02
 
 
 _BEST: Final = 8
+_SMALL: Final = 1_000
+"""Grids up to this size are searched with a few dozen evaluations, too few to find what is best between corners."""
 _REACH: Final = 64
 
 
@@ -70,10 +72,14 @@ class TableBayes:
         return np.asarray(grid.points[self._modelled(kept, history, pending, left, count)])
 
     def _first(self, space: Space, seed: int) -> Index:
-        """The first sample: of some hundred random configurations those that are farthest from each other."""
+        """The first sample, of some hundred random configurations: those that are farthest from each other, which are
+        corners; where the space is small, those that meet every value about equally often.
+        """
         assert space.grid is not None
         rng = np.random.default_rng(seed)
         pool = rng.choice(len(space.grid.points), min(300, len(space.grid.points)), replace=False)
+        if len(space.grid.points) <= _SMALL:
+            return pool[balanced(space.grid.levels[pool], self.initial, rng)]
         return pool[farthest(space.encode(space.grid.points[pool]), self.initial)]
 
     def _modelled(self, kept: "_Kept", history: History, pending: Index, left: NDArray[np.bool_], count: int) -> Index:
@@ -85,7 +91,7 @@ class TableBayes:
         chosen: list[int] = []
         with model.supposing():
             for place in kept.places(pending):
-                targets = np.append(targets, model.predict(targets)[0][place])
+                targets = np.append(targets, model.expectation(targets)[place])
                 model.add(int(place))
             for more in reversed(range(min(count, int(open_.sum())))):
                 mean, sd = model.predict(targets)
@@ -111,7 +117,7 @@ class TableBayes:
                 features, groups = with_alignment(space, kept.table)
                 places = kept.places(seen[:n]).tolist()
                 kept.model.fit(features, groups, places, learnable(past, self.keep), self.iterations)
-                kept.due = n + max(5, n // 5)
+                kept.due = n + max(3, n // 5)
             kept.seen.append(rows[n - 1])
         return kept
 
@@ -128,10 +134,13 @@ class TableBayes:
 
 
 def _log_chance(model: TableGP, history: History) -> Floats:
-    """Log probability that each configuration of the table succeeds and meets every measured constraint, ``[N]``."""
+    """Log probability that each configuration of the table succeeds and meets every measured constraint, ``[N]``; 0.0
+    where there is neither failure nor constraint.
+    """
     good = history.succeeded
-    success = model.predict(good.astype(float))[0].clip(_LEAST_CHANCE, 1.0)
-    found = np.zeros(len(success)) if good.all() else np.log(success)
+    found = np.asarray(0.0)
+    if not good.all():
+        found = np.log(model.expectation(good.astype(float)).clip(_LEAST_CHANCE, 1.0))
     for measured in history.constraints.T:
         known = np.isfinite(measured)
         if known.any():

@@ -101,10 +101,15 @@ class TableGP:
             del self.seen[known:]
             self._variance = variance
 
-    def predict(self, y: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the function at every row of the table, given values ``y [n]`` of the seen."""
+    def expectation(self, y: Floats) -> Floats:
+        """Mean of the function at every row of the table, given values ``y [n]`` of the seen."""
         n = len(self.seen)
         targets, centre, spread = standardised(y)
         weights = solve_triangular(self._factor[:n, :n], targets, lower=True, check_finite=False)
         mean = weights.astype(np.float32) @ self._rows[:n]
-        return centre + spread * mean.astype(float), spread * np.sqrt(np.maximum(self._variance, 1e-10))
+        return np.asarray(centre + spread * mean.astype(float))
+
+    def predict(self, y: Floats) -> tuple[Floats, Floats]:
+        """The same and the standard deviation."""
+        _, _, spread = standardised(y)
+        return self.expectation(y), spread * np.sqrt(np.maximum(self._variance, 1e-10))
