@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from nearpeak.search.hypervolume import hypervolume
-from nearpeak.search.multiobjective import best_volume, dtlz2, evolve
+from nearpeak.search.populations.hypervolume import hypervolume
+from nearpeak.search.populations.multiobjective import best_volume, dtlz2, evolve
 
 COLUMNS, OBJECTIVES, CORNER = 12, 3, [1.1] * 3
 WHOLE = best_volume("dtlz2", OBJECTIVES, 1.1)

@@ -60,7 +60,8 @@ def botorch(problem: Problem, evaluations: int, noise: float, seed: int) -> Hist
     def model(values: Any) -> Any:  # noqa: ANN401
         return SingleTaskGP(x, values[:, None], outcome_transform=Standardize(1))
 
-    x = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed).draw(2 * d + 2).double()
+    sobol = torch.quasirandom.SobolEngine(d, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    x = sobol.draw(2 * d + 2).double()
     y, limits = measured(x)
     bounds = torch.stack([torch.zeros(d), torch.ones(d)]).double()
     while len(x) < evaluations:
@@ -120,11 +121,9 @@ def main() -> None:
             m: [row for row in rows if (row["method"], row["problem"], row["noise"]) == (m, name, noise)]
             for m in ("nearpeak", "botorch")
         }
-        regrets = [np.median([row["regret"] for row in found]) for found in chosen.values()]
-        seconds = [np.mean([row["seconds_each"] for row in found]) for found in chosen.values()]
-        print(
-            f"{name:18}{noise:6}{evaluations:12}{regrets[0]:12.4g}{regrets[1]:12.4g}{seconds[0]:8.3f}{seconds[1]:8.3f}"
-        )
+        middle = [np.median([row["regret"] for row in found]) for found in chosen.values()]
+        each = [np.mean([row["seconds_each"] for row in found]) for found in chosen.values()]
+        print(f"{name:18}{noise:6}{evaluations:12}{middle[0]:12.4g}{middle[1]:12.4g}{each[0]:8.3f}{each[1]:8.3f}")
     # A run of a constrained problem that met no constraint counts as the worst that any run found.
     regrets = np.array([row["regret"] for row in rows])
     regrets = np.where(np.isfinite(regrets), regrets, regrets[np.isfinite(regrets)].max())

@@ -2,9 +2,9 @@
 
 Usage: python tools/record_cells.py FILE.npz [EPOCHS] [CHANNELS]
 
-The space is ``nearpeak.search.graphs.cells(("conv3", "conv1", "pool"), 3, edges=6)``: 965 cells, all there are. A
-network is a 3x3 convolution with stride 2, the cell on 4x4 pixels (a node averages what feeds it; convolutions are
-followed by ReLU; the pool is the largest of 3x3) and a linear layer. It learns scikit-learn's
+The space is ``cells(("conv3", "conv1", "pool"), 3, edges=6)`` of ``nearpeak.search.strategies.graphs``: 965 cells, all
+there are. A network is a 3x3 convolution with stride 2, the cell on 4x4 pixels (a node averages what feeds it;
+convolutions are followed by ReLU; the pool is the largest of 3x3) and a linear layer. It learns scikit-learn's
 handwritten digits, shifted by up to a pixel, by Adam, all networks with the same data in the same order from the same
 draws of weights. FILE holds ``points`` (rows of the space, ``[n, 9]``) and ``losses`` (mean cross-entropy on held
 digits, nats, ``[n]``).
@@ -18,7 +18,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F  # noqa: N812
 
-from nearpeak.search.graphs import GraphSpace, cells
+from nearpeak.search.strategies.graphs import GraphSpace, cells
 
 CHUNK = 193
 BATCH = 20
@@ -108,7 +108,7 @@ def train(
         return found
 
 
-def main(path: str, epochs: int = 6, channels: int = 4) -> None:
+def main(path: str, epochs: int = 24, channels: int = 4) -> None:
     """Record."""
     torch.set_num_threads(1)
     pictures, classes = load_digits(return_X_y=True)

@@ -2,15 +2,15 @@
 
 Usage: python tools/record_time_and_quality.py FILE.npz [NETWORKS]
 
-FILE holds ``points`` (rows of ``nearpeak.search.exchange_rate.NETWORKS``, ``[n, 7]``), ``errors`` (share of held
-examples that each gets wrong, ``[n]``) and ``seconds`` of processor time of its training, ``[n]``.
+FILE holds ``points`` (rows of ``exchange_rate.NETWORKS`` in ``search.strategies``, ``[n, 7]``), ``errors`` (share of
+held examples that each gets wrong, ``[n]``) and ``seconds`` of processor time of its training, ``[n]``.
 """
 
 import sys
 
 import numpy as np
 
-from nearpeak.search.exchange_rate import NETWORKS, example, train
+from nearpeak.search.strategies.exchange_rate import NETWORKS, example, train
 
 
 def main(path: str, count: int) -> None:

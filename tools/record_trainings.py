@@ -2,7 +2,7 @@
 
 Usage: python tools/record_trainings.py FILE.npz [RECIPES] [EPOCHS]
 
-FILE holds ``recipes`` (rows of ``nearpeak.search.trainings.RECIPES``, ``[n, 6]``), ``losses`` (mean cross-entropy on
+FILE holds ``recipes`` (rows of ``trainings.RECIPES``, ``[n, 6]``), ``losses`` (mean cross-entropy on
 held digits after each epoch, ``[n, epochs]``; NaN: diverged) and ``seconds`` of processor time that one epoch of each
 takes when it is trained alone, ``[n]``. Digits are shifted by up to a pixel, each example afresh in each epoch, so that
 there is more to learn than 600 pictures.
@@ -14,7 +14,7 @@ from time import process_time
 import numpy as np
 from sklearn.datasets import load_digits
 
-from nearpeak.search.trainings import RECIPES, Data, advance, begin, loss
+from nearpeak.search.trials.trainings import RECIPES, Data, advance, begin, loss
 
 
 def shifted(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Usage: python tools/record_tuning.py FILE.npz [RECIPES] [EPOCHS]
 
-FILE holds ``recipes`` (rows of ``nearpeak.search.trainings.RECIPES``, ``[n, 6]``), ``names`` of the problems ``[6]``
+FILE holds ``recipes`` (rows of ``trainings.RECIPES``, ``[n, 6]``), ``names`` of the problems ``[6]``
 and ``losses`` (mean cross-entropy on held examples after the last epoch, nats, ``[6, n]``; NaN: diverged). Problems are
 points on the arms of spirals, scikit-learn's handwritten digits and its tumours.
 """
@@ -13,7 +13,7 @@ from time import process_time
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from nearpeak.search.trainings import RECIPES, Data, curves, spirals
+from nearpeak.search.trials.trainings import RECIPES, Data, curves, spirals
 
 
 def halves(inputs: np.ndarray, classes: np.ndarray) -> Data:

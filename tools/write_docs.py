@@ -11,7 +11,7 @@ from nearpeak.hardware import devices, links, systems
 from nearpeak.report.format import dollars, number, si, size
 from nearpeak.search.methods import METHODS
 from nearpeak.search.reference import ACQUISITIONS
-from nearpeak.search.surrogates import SURROGATES
+from nearpeak.search.surrogates.tournament import SURROGATES
 from nearpeak.techniques import techniques
 from nearpeak.workload import bundled, parameters, read
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nearpeak.search.trainings import RECIPES, Networks, advance, begin, loss, spirals
+from nearpeak.search.trials.trainings import RECIPES, Networks, advance, begin, loss, spirals
 
 DATA = spirals(256)
 

@@ -6,20 +6,20 @@ from scipy.linalg import cho_solve
 from scipy.stats import norm
 
 from nearpeak.errors import UsageError
-from nearpeak.search.acquisition import confidence_bound, expected_improvement, log_expected_improvement
-from nearpeak.search.constrained import Constrained, log_feasibility
-from nearpeak.search.entropy_search import MaxValueEntropy, max_value_information
-from nearpeak.search.gp import GP, condition
+from nearpeak.search.acquisitions.analytic import confidence_bound, expected_improvement, log_expected_improvement
+from nearpeak.search.acquisitions.constrained import Constrained, log_feasibility
+from nearpeak.search.acquisitions.entropy_search import MaxValueEntropy, max_value_information
+from nearpeak.search.acquisitions.knowledge_gradient import KnowledgeGradient, lines, log_expected_decrease
+from nearpeak.search.acquisitions.noisy_improvement import NoisyImprovement, log_noisy_improvement
 from nearpeak.search.history import History
-from nearpeak.search.kernels import Stationary
-from nearpeak.search.knowledge_gradient import KnowledgeGradient, lines, log_expected_decrease
-from nearpeak.search.marginalized import Averaged, Mixture
-from nearpeak.search.multi_fidelity import MultiFidelity, at_highest, learned_cost, recommended
-from nearpeak.search.noisy_improvement import NoisyImprovement, log_noisy_improvement
 from nearpeak.search.problems import branin
 from nearpeak.search.reference import ACQUISITIONS, reference
 from nearpeak.search.space import Float, Integer, Ordinal, Space
 from nearpeak.search.study import cube
+from nearpeak.search.surrogates.gp import GP, condition
+from nearpeak.search.surrogates.kernels import Stationary
+from nearpeak.search.surrogates.marginalized import Averaged, Mixture
+from nearpeak.search.trials.multi_fidelity import MultiFidelity, at_highest, learned_cost, recommended
 
 SPACE = cube(2)
 

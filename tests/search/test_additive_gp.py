@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from nearpeak.search.additive import OwnAndJoint, additive_surrogate, log_posterior
 from nearpeak.search.bayesian import gp_surrogate
-from nearpeak.search.games import BitWidths
-from nearpeak.search.gp import standardised
 from nearpeak.search.history import History
-from nearpeak.search.kernels import SHAPES, squared_distances
 from nearpeak.search.parameters import Categorical, Ordinal
 from nearpeak.search.space import Space
+from nearpeak.search.strategies.games import BitWidths
+from nearpeak.search.surrogates.additive import OwnAndJoint, additive_surrogate, log_posterior
+from nearpeak.search.surrogates.gp import standardised
+from nearpeak.search.surrogates.kernels import SHAPES, squared_distances
 
 MIXED = Space({**{f"bits{i}": Ordinal((2, 3, 4, 8)) for i in range(5)}, "kind": Categorical(("a", "b", "c"))})
 

@@ -3,18 +3,18 @@ import pytest
 from scipy.stats import wilcoxon
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search.asynchronous import TOPIC, Aegis, half_normal, problem_named, simulate_workers
 from nearpeak.search.bayesian import Bayesian
-from nearpeak.search.gp import condition
-from nearpeak.search.greedy import exploring, greediest, undominated
 from nearpeak.search.history import History
-from nearpeak.search.kernels import Stationary
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
-from nearpeak.search.refitted import RefittedGP
 from nearpeak.search.space import Integer, Space
+from nearpeak.search.strategies.asynchronous import TOPIC, Aegis, half_normal, problem_named, simulate_workers
+from nearpeak.search.strategies.greedy import exploring, greediest, undominated
+from nearpeak.search.strategies.thompson import Thompson, draw_path
 from nearpeak.search.study import cube
-from nearpeak.search.thompson import Thompson, draw_path
+from nearpeak.search.surrogates.gp import condition
+from nearpeak.search.surrogates.kernels import Stationary
+from nearpeak.search.surrogates.refitted import RefittedGP
 
 SIX = ("branin", "goldstein-price", "six-hump-camel", "hartmann-6", "rosenbrock-5", "styblinski-tang-7")
 MEAN = 60.0

@@ -5,7 +5,12 @@ import pytest
 
 from nearpeak.errors import UsageError
 from nearpeak.search.bayesian import believed
-from nearpeak.search.games import (
+from nearpeak.search.history import History
+from nearpeak.search.populations.local_search import LocalSearch
+from nearpeak.search.populations.steady_state import Genetic
+from nearpeak.search.random_search import RandomSearch
+from nearpeak.search.space import Categorical, Float, Integer, Ordinal, Space
+from nearpeak.search.strategies.games import (
     TOPIC,
     BitWidths,
     CombinatorialGames,
@@ -14,11 +19,6 @@ from nearpeak.search.games import (
     gains,
     no_regret,
 )
-from nearpeak.search.history import History
-from nearpeak.search.local_search import LocalSearch
-from nearpeak.search.populations import Genetic
-from nearpeak.search.random_search import RandomSearch
-from nearpeak.search.space import Categorical, Float, Integer, Ordinal, Space
 from nearpeak.search.study import run
 
 PLAYS = {"best-response": best_responses, "no-regret": no_regret}

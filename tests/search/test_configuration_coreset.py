@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search import coreset_configurations as coreset
+from nearpeak.search.solvers import coreset_configurations as coreset
 
 TABLE = Path(__file__).parents[1] / "data" / "gcc_flag_sets.npz"
 """Written by tools/compile_flag_sets.py."""

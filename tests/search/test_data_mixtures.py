@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search.acquisition import log_expected_improvement
+from nearpeak.search.acquisitions.analytic import log_expected_improvement
 from nearpeak.search.history import History
-from nearpeak.search.mixture_replay import TOPIC, Proxies, flops_to, mixing_law, recorded_in
-from nearpeak.search.mixtures import (
+from nearpeak.search.parameters import Float, Floats
+from nearpeak.search.space import Space
+from nearpeak.search.trials.mixture_replay import TOPIC, Proxies, flops_to, mixing_law, recorded_in
+from nearpeak.search.trials.mixtures import (
     MixtureKernel,
     MixtureSearch,
     compressed,
@@ -18,8 +20,6 @@ from nearpeak.search.mixtures import (
     mixture_space,
     training_flops,
 )
-from nearpeak.search.parameters import Float, Floats
-from nearpeak.search.space import Space
 
 TABLE = Path(__file__).parents[1] / "data" / "mixture_trainings.npz"
 TRIES = 20

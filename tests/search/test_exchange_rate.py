@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
+from nearpeak.search.acquisitions.constrained import Constrained
+from nearpeak.search.acquisitions.knowledge_gradient import KnowledgeGradient
 from nearpeak.search.bayesian import Bayesian
-from nearpeak.search.constrained import Constrained
-from nearpeak.search.exchange_rate import (
+from nearpeak.search.history import History
+from nearpeak.search.log import Outcome
+from nearpeak.search.loop import Search, minimize
+from nearpeak.search.space import Float, Space
+from nearpeak.search.strategies.exchange_rate import (
     NETWORKS,
     TOPIC,
     ExchangeRate,
@@ -18,12 +23,7 @@ from nearpeak.search.exchange_rate import (
     search,
     train,
 )
-from nearpeak.search.history import History
-from nearpeak.search.knowledge_gradient import KnowledgeGradient
-from nearpeak.search.log import Outcome
-from nearpeak.search.loop import Search, minimize
-from nearpeak.search.refitted import RefittedGP
-from nearpeak.search.space import Float, Space
+from nearpeak.search.surrogates.refitted import RefittedGP
 
 TABLE = Path(__file__).parent.parent / "data" / "trainings_time_and_quality.npz"
 """Small networks trained on spirals: tools/record_time_and_quality.py."""

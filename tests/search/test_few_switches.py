@@ -6,16 +6,16 @@ import pytest
 from scipy.stats import qmc
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search.acquisition import confidence_bound
+from nearpeak.search.acquisitions.analytic import confidence_bound
 from nearpeak.search.bayesian import Bayesian
-from nearpeak.search.few_switches import TOPIC, FewSwitches, Repeats, allowance, mini_gp, unique_gp
-from nearpeak.search.gp import GP, condition
-from nearpeak.search.gp_bandit import TableProblem, gp_ucb
 from nearpeak.search.history import History
-from nearpeak.search.kernels import Stationary
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.space import Integer, Space
+from nearpeak.search.strategies.few_switches import TOPIC, FewSwitches, Repeats, allowance, mini_gp, unique_gp
+from nearpeak.search.strategies.gp_bandit import TableProblem, gp_ucb
 from nearpeak.search.study import cube
+from nearpeak.search.surrogates.gp import GP, condition
+from nearpeak.search.surrogates.kernels import Stationary
 
 KERNEL = Stationary("matern52", np.array([0.3, 0.5, 0.4]), 1.3)
 NOISE = 0.1

@@ -9,15 +9,15 @@ from scipy.stats import multivariate_normal
 from spiral_trainings import DATA, going_on, judged, starting
 
 from nearpeak.errors import UsageError
-from nearpeak.search.freeze_thaw import TOPIC, FreezeThaw, information, thawed
 from nearpeak.search.history import History
-from nearpeak.search.learning_curves import Curves, Decay, asymptotes, fit, log_evidence
 from nearpeak.search.loop import minimize
 from nearpeak.search.parameters import Integer
-from nearpeak.search.resumed import Resumed
 from nearpeak.search.space import Space
-from nearpeak.search.successive_halving import Recorded, SuccessiveHalving, recorded_in, replayed, time_to
-from nearpeak.search.trainings import RECIPES, curves
+from nearpeak.search.trials.freeze_thaw import TOPIC, FreezeThaw, information, thawed
+from nearpeak.search.trials.learning_curves import Curves, Decay, asymptotes, fit, log_evidence
+from nearpeak.search.trials.resumed import Resumed
+from nearpeak.search.trials.successive_halving import Recorded, SuccessiveHalving, recorded_in, replayed, time_to
+from nearpeak.search.trials.trainings import RECIPES, curves
 
 TABLE = Path(__file__).parents[1] / "data" / "digit_trainings.npz"
 

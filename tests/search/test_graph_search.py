@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search.graphs import (
+from nearpeak.search.history import History
+from nearpeak.search.random_search import RandomSearch
+from nearpeak.search.space import Categorical, Ordinal, Space
+from nearpeak.search.strategies.graphs import (
     TOPIC,
     GraphBayes,
     GraphSpace,
@@ -16,11 +19,8 @@ from nearpeak.search.graphs import (
     evaluations_to,
     planted,
 )
-from nearpeak.search.history import History
-from nearpeak.search.random_search import RandomSearch
-from nearpeak.search.space import Categorical, Ordinal, Space
 from nearpeak.search.study import run, tabled
-from nearpeak.search.weisfeiler_lehman import Graphs, fit, motifs, subtrees
+from nearpeak.search.surrogates.weisfeiler_lehman import Graphs, fit, motifs, subtrees
 
 CELLS = Path(__file__).parents[1] / "data" / "trained_cells.npz"
 OPERATIONS = ("conv3", "conv1", "pool")
@@ -133,7 +133,9 @@ def test_mutants_that_are_kept_hold_more_good_motifs():
     assert (kept[:20] == np.arange(20)).all()
     assert len(kept) == 40
     assert gp.predict(phi[kept[20:]])[0].mean() < gp.predict(phi[20:])[0].mean() - 0.2 * np.std(values)
-    assert (GraphBayes(pool=40, mutants=0.5, surplus=1).steered(motifs(gp, found), phi, 20)[20:] == np.arange(20, 40)).all()
+    assert (
+        GraphBayes(pool=40, mutants=0.5, surplus=1).steered(motifs(gp, found), phi, 20)[20:] == np.arange(20, 40)
+    ).all()
 
 
 def test_graphs_take_fewer_evaluations_than_random_search_to_the_best_hundredth():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search import hypervolume as module
-from nearpeak.search.evolution import generator
-from nearpeak.search.hype import expected_loss
-from nearpeak.search.hypervolume import hypervolume
+from nearpeak.search.populations import hypervolume as module
+from nearpeak.search.populations.evolution import generator
+from nearpeak.search.populations.hype import expected_loss
+from nearpeak.search.populations.hypervolume import hypervolume
 
 
 def by_inclusion_and_exclusion(points, corner):

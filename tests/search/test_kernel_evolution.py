@@ -6,7 +6,8 @@ import pytest
 from nearpeak.errors import UsageError
 from nearpeak.search.bayesian import Bayesian
 from nearpeak.search.history import History
-from nearpeak.search.kernel_evolution import (
+from nearpeak.search.study import compare, cube, trial
+from nearpeak.search.surrogates.kernel_evolution import (
     STRUCTURED,
     TOPIC,
     KernelEvolution,
@@ -15,9 +16,8 @@ from nearpeak.search.kernel_evolution import (
     language_model,
     prompt,
 )
-from nearpeak.search.kernel_expressions import Composite, Layout, fit, parse, write
-from nearpeak.search.study import compare, cube, trial
-from nearpeak.search.surrogates import rbf_surrogate
+from nearpeak.search.surrogates.kernel_expressions import Composite, Layout, fit, parse, write
+from nearpeak.search.surrogates.tournament import rbf_surrogate
 
 
 @pytest.mark.parametrize(

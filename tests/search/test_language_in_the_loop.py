@@ -12,11 +12,19 @@ from nearpeak.errors import NearpeakError, UnknownName, UsageError
 from nearpeak.search.bayesian import Bayesian
 from nearpeak.search.candidates import initial_design
 from nearpeak.search.history import History
-from nearpeak.search.language import ROLES, Command, Language, described, listed, read_configurations, read_values
-from nearpeak.search.scripted_language import TOPIC, scripted
 from nearpeak.search.space import Categorical, Float, Integer, Ordinal, Permutation, Simplex, Space
+from nearpeak.search.strategies.language import (
+    ROLES,
+    Command,
+    Language,
+    described,
+    listed,
+    read_configurations,
+    read_values,
+)
+from nearpeak.search.strategies.scripted_language import TOPIC, scripted
 from nearpeak.search.study import run, tabled
-from nearpeak.search.trainings import RECIPES
+from nearpeak.search.trials.trainings import RECIPES
 
 TABLES = Path(__file__).parents[1] / "data" / "tuning_tables.npz"
 TASK = "the training of a small neural network by stochastic gradient descent; the value is the held-out loss"

@@ -6,11 +6,11 @@ import pytest
 from scipy import sparse
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search import bandits
-from nearpeak.search import neighbourhood as nb
-from nearpeak.search.integer_problems import PROBLEMS, assignment, cover, knapsack, placement
-from nearpeak.search.integer_program import FEASIBLE, IntegerProgram, read, solve
-from nearpeak.search.large_neighbourhood import (
+from nearpeak.search.solvers import bandits
+from nearpeak.search.solvers import neighbourhood as nb
+from nearpeak.search.solvers.integer_problems import PROBLEMS, assignment, cover, knapsack, placement
+from nearpeak.search.solvers.integer_program import FEASIBLE, IntegerProgram, read, solve
+from nearpeak.search.solvers.large_neighbourhood import (
     CONFIGURATIONS,
     TOPIC,
     Configuration,

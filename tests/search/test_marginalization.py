@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search.acquisition import confidence_bound, log_expected_improvement
+from nearpeak.search.acquisitions.analytic import confidence_bound, log_expected_improvement
 from nearpeak.search.bayesian import Bayesian
-from nearpeak.search.evidence import log_density
-from nearpeak.search.gp import Hyperparameters, standardised
 from nearpeak.search.history import History
-from nearpeak.search.marginalized import (
+from nearpeak.search.problems import PROBLEMS, michalewicz_in
+from nearpeak.search.study import cube, trial
+from nearpeak.search.surrogates.evidence import log_density
+from nearpeak.search.surrogates.gp import Hyperparameters, standardised
+from nearpeak.search.surrogates.marginalized import (
     TOPIC,
     WAYS,
     Averaged,
@@ -21,8 +23,6 @@ from nearpeak.search.marginalized import (
     marginalize,
     variational,
 )
-from nearpeak.search.problems import PROBLEMS, michalewicz_in
-from nearpeak.search.study import cube, trial
 
 PAPER = [
     *(PROBLEMS[n] for n in ("branin", "goldstein-price", "six-hump-camel", "levy-4", "rosenbrock-5", "hartmann-6")),

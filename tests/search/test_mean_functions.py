@@ -6,11 +6,11 @@ from scipy.stats import wilcoxon
 
 from nearpeak.errors import UnknownName
 from nearpeak.search.bayesian import Bayesian
-from nearpeak.search.gp import fit
 from nearpeak.search.history import History
-from nearpeak.search.means import MEANS, TOPIC, MeanGP, ablation, default_mean
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.study import cube, trial
+from nearpeak.search.surrogates.gp import fit
+from nearpeak.search.surrogates.means import MEANS, TOPIC, MeanGP, ablation, default_mean
 
 RNG = np.random.default_rng
 FUNCTIONS = ("ackley-5", "rosenbrock-5", "styblinski-tang-7", "michalewicz-10")

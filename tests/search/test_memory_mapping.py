@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search import memory_agent as agent
-from nearpeak.search import memory_exact as exact
-from nearpeak.search import memory_game as game
-from nearpeak.search import memory_learning as learning
-from nearpeak.search import memory_trace
-from nearpeak.search.memory_trace import COPY, KEEP, LEAVE, IllegalMapping, Mapping, Trace
+from nearpeak.search.solvers import memory_agent as agent
+from nearpeak.search.solvers import memory_exact as exact
+from nearpeak.search.solvers import memory_game as game
+from nearpeak.search.solvers import memory_learning as learning
+from nearpeak.search.solvers import memory_trace
+from nearpeak.search.solvers.memory_trace import COPY, KEEP, LEAVE, IllegalMapping, Mapping, Trace
 
 SMALL = 40
 

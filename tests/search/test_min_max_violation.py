@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search.min_max_violation import (
+from nearpeak.search.solvers.min_max_violation import (
     TOPIC,
     fir,
     minimize_violation,

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search import bayesian_network, deep_kernel, infinite_width
-from nearpeak.search.bayesian_network import BayesianNetwork, WeightPosterior
-from nearpeak.search.deep_ensemble import DeepEnsemble
-from nearpeak.search.deep_kernel import DeepKernelGP
 from nearpeak.search.history import History
-from nearpeak.search.infinite_width import InfiniteWidth, InfiniteWidthGP
-from nearpeak.search.networks import Network
 from nearpeak.search.study import cube
-from nearpeak.search.surrogates import ARENA, SURROGATES, TOPIC, on_problem, rbf_surrogate, tournament
+from nearpeak.search.surrogates import bayesian_network, deep_kernel, infinite_width
+from nearpeak.search.surrogates.bayesian_network import BayesianNetwork, WeightPosterior
+from nearpeak.search.surrogates.deep_ensemble import DeepEnsemble
+from nearpeak.search.surrogates.deep_kernel import DeepKernelGP
+from nearpeak.search.surrogates.infinite_width import InfiniteWidth, InfiniteWidthGP
+from nearpeak.search.surrogates.networks import Network
+from nearpeak.search.surrogates.tournament import ARENA, SURROGATES, TOPIC, on_problem, rbf_surrogate, tournament
 
 FEW = {
     "deep-ensemble": DeepEnsemble(4, (16,), 250),

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import multivariate_normal, truncnorm
 
 from nearpeak.errors import UsageError
-from nearpeak.search.preferences import (
+from nearpeak.search.strategies.preferences import (
     TOPIC,
     SkewGP,
     features,

@@ -7,7 +7,9 @@ import pytest
 from scipy.optimize import minimize
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search.constrained_in_context import (
+from nearpeak.search.engineering_problems import ENGINEERING
+from nearpeak.search.history import History
+from nearpeak.search.strategies.constrained_in_context import (
     METHODS,
     TOPIC,
     ConstrainedInContext,
@@ -16,9 +18,8 @@ from nearpeak.search.constrained_in_context import (
     race,
     seconds_to_propose,
 )
-from nearpeak.search.engineering_problems import ENGINEERING
-from nearpeak.search.history import History
-from nearpeak.search.prior_fitted import (
+from nearpeak.search.study import cube, trial
+from nearpeak.search.surrogates.prior_fitted import (
     INPUTS,
     WEIGHTS,
     Context,
@@ -30,8 +31,7 @@ from nearpeak.search.prior_fitted import (
     shipped,
     widened,
 )
-from nearpeak.search.prior_fitted_training import draw, held_out, initial
-from nearpeak.search.study import cube, trial
+from nearpeak.search.surrogates.prior_fitted_training import draw, held_out, initial
 
 
 def test_weights_are_shipped_and_small() -> None:
@@ -79,7 +79,7 @@ def test_it_is_nearer_to_exact_inference_than_to_a_guess() -> None:
 
 def test_training_lowers_the_loss() -> None:
     pytest.importorskip("torch")
-    from nearpeak.search.prior_fitted_training import train
+    from nearpeak.search.surrogates.prior_fitted_training import train
 
     weights = train(12, batch=6, longest=24, queries=16)
     before = {name: value.astype(np.float32) for name, value in initial(np.random.default_rng(0)).items()}

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from nearpeak.search.bayesian import Bayesian, incumbent
-from nearpeak.search.gp import fit
 from nearpeak.search.history import History
-from nearpeak.search.multi_fidelity import MultiFidelity, recommended
 from nearpeak.search.problems import PROBLEMS, branin
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.reference import ACQUISITIONS, TOPIC, reference
 from nearpeak.search.space import Float, Space
 from nearpeak.search.study import best_so_far, compare, cube, trial
+from nearpeak.search.surrogates.gp import fit
+from nearpeak.search.trials.multi_fidelity import MultiFidelity, recommended
 
 BRANIN, HARTMANN = PROBLEMS["branin"], PROBLEMS["hartmann-6"]
 

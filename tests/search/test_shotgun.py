@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
-from nearpeak.search.asynchronous import simulate_workers
-from nearpeak.search.gp import condition
 from nearpeak.search.history import History
-from nearpeak.search.kernels import Stationary
-from nearpeak.search.local_penalization import LocalPenalization, penalty, steepest
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
-from nearpeak.search.refitted import RefittedGP, learning_count
-from nearpeak.search.shotgun import TOPIC, Shotgun, radius, scattered
 from nearpeak.search.space import Float, Integer, Ordinal, Space
+from nearpeak.search.strategies.asynchronous import simulate_workers
+from nearpeak.search.strategies.local_penalization import LocalPenalization, penalty, steepest
+from nearpeak.search.strategies.shotgun import TOPIC, Shotgun, radius, scattered
 from nearpeak.search.study import cube
+from nearpeak.search.surrogates.gp import condition
+from nearpeak.search.surrogates.kernels import Stationary
+from nearpeak.search.surrogates.refitted import RefittedGP, learning_count
 
 SIX = ("branin", "goldstein-price", "six-hump-camel", "hartmann-6", "rosenbrock-5", "styblinski-tang-7")
 

@@ -3,15 +3,15 @@ import pytest
 from scipy.stats import qmc
 
 from nearpeak.errors import UsageError
-from nearpeak.search.asynchronous import simulate_workers
-from nearpeak.search.gp import condition
-from nearpeak.search.gp_bandit import TableProblem, gp_ucb
 from nearpeak.search.history import History
-from nearpeak.search.kernels import Stationary
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.space import Float, Integer, Space
-from nearpeak.search.sparse import TOPIC, BudgetedBatches, bbkb, dictionary, nystrom, select
+from nearpeak.search.strategies.asynchronous import simulate_workers
+from nearpeak.search.strategies.gp_bandit import TableProblem, gp_ucb
+from nearpeak.search.surrogates.gp import condition
+from nearpeak.search.surrogates.kernels import Stationary
+from nearpeak.search.surrogates.sparse import TOPIC, BudgetedBatches, bbkb, dictionary, nystrom, select
 
 KERNEL = Stationary("matern52", np.array([0.4, 0.6]), 1.2)
 

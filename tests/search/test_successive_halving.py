@@ -9,13 +9,13 @@ import pytest
 from spiral_trainings import DATA, going_on, judged, starting
 
 from nearpeak.errors import UsageError
-from nearpeak.search.asynchronous import Run
 from nearpeak.search.history import History
 from nearpeak.search.loop import minimize
 from nearpeak.search.parameters import Float, Integer
-from nearpeak.search.resumed import Resumed, Trials
 from nearpeak.search.space import Space
-from nearpeak.search.successive_halving import (
+from nearpeak.search.strategies.asynchronous import Run
+from nearpeak.search.trials.resumed import Resumed, Trials
+from nearpeak.search.trials.successive_halving import (
     TOPIC,
     Recorded,
     SuccessiveHalving,
@@ -25,7 +25,7 @@ from nearpeak.search.successive_halving import (
     rungs,
     time_to,
 )
-from nearpeak.search.trainings import RECIPES, curves
+from nearpeak.search.trials.trainings import RECIPES, curves
 
 TABLE = Path(__file__).parents[1] / "data" / "digit_trainings.npz"
 SPACE = Space({"x": Float(0, 1), "epochs": Integer(1, 27, log=True)})

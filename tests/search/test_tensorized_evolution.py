@@ -7,12 +7,21 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import NearpeakError, UnknownName, UsageError
-from nearpeak.search import dominance
-from nearpeak.search.dominance import crowding, dominator_counts, nondominated, ranks
-from nearpeak.search.evolution import crossover, generator, mutation, reference_directions, repeated
-from nearpeak.search.hypervolume import hypervolume
-from nearpeak.search.multiobjective import METHODS, TOPIC, best_volume, dtlz1, dtlz2, evolve, minimize_many, zdt1
-from nearpeak.search.nsga3 import fill
+from nearpeak.search.populations import dominance
+from nearpeak.search.populations.dominance import crowding, dominator_counts, nondominated, ranks
+from nearpeak.search.populations.evolution import crossover, generator, mutation, reference_directions, repeated
+from nearpeak.search.populations.hypervolume import hypervolume
+from nearpeak.search.populations.multiobjective import (
+    METHODS,
+    TOPIC,
+    best_volume,
+    dtlz1,
+    dtlz2,
+    evolve,
+    minimize_many,
+    zdt1,
+)
+from nearpeak.search.populations.nsga3 import fill
 
 BOX = [(0.0, 1.0)] * 12
 WHOLE = best_volume("dtlz2", 3, 1.1)

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search.acquisition import expected_improvement
-from nearpeak.search.beliefs import (
+from nearpeak.search.acquisitions.analytic import expected_improvement
+from nearpeak.search.history import History
+from nearpeak.search.problems import PROBLEMS, branin
+from nearpeak.search.space import Categorical, Ordinal, Space
+from nearpeak.search.strategies.beliefs import (
     ACQUISITIONS,
     TOPIC,
     BelievedGP,
@@ -16,12 +19,9 @@ from nearpeak.search.beliefs import (
     draw_paths,
     reweighted,
 )
-from nearpeak.search.gp import condition
-from nearpeak.search.history import History
-from nearpeak.search.kernels import Stationary
-from nearpeak.search.problems import PROBLEMS, branin
-from nearpeak.search.space import Categorical, Ordinal, Space
 from nearpeak.search.study import best_so_far, cube, trial
+from nearpeak.search.surrogates.gp import condition
+from nearpeak.search.surrogates.kernels import Stationary
 
 BRANIN = PROBLEMS["branin"]
 RIGHT, WRONG = {"x0": 0.55, "x1": 0.16}, {"x0": 0.9, "x1": 0.9}

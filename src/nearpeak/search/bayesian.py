@@ -13,12 +13,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from nearpeak.search.acquisition import Acquisition, log_expected_improvement
+from nearpeak.search.acquisitions.analytic import Acquisition, log_expected_improvement
 from nearpeak.search.candidates import initial_design, maximize, unseen
-from nearpeak.search.gp import GP, Posterior, fit
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
+from nearpeak.search.surrogates.gp import GP, Posterior, fit
 
 Surrogate = Callable[[Space, History, np.random.Generator], Posterior]
 """Beliefs about the function, from the evaluations that succeeded; features are ``space.encode``'s."""

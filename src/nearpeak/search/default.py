@@ -14,15 +14,15 @@ from typing import Final
 
 import numpy as np
 
-from nearpeak.search.acquisition import Acquisition, log_expected_improvement
+from nearpeak.search.acquisitions.analytic import Acquisition, log_expected_improvement
+from nearpeak.search.acquisitions.constrained import Constrained
 from nearpeak.search.bayesian import Bayesian, Preparation
-from nearpeak.search.constrained import Constrained
 from nearpeak.search.history import History
 from nearpeak.search.loop import Method
 from nearpeak.search.parameters import Floats
-from nearpeak.search.populations import DifferentialEvolution, Genetic
-from nearpeak.search.refitted import RefittedGP
+from nearpeak.search.populations.steady_state import DifferentialEvolution, Genetic
 from nearpeak.search.space import Space
+from nearpeak.search.surrogates.refitted import RefittedGP
 from nearpeak.search.table_bayes import TableBayes
 
 MANY: Final = 1_000
@@ -55,7 +55,9 @@ class Default:
 def _gain(history: History) -> Acquisition | Preparation:
     if not np.isfinite(history.variances[history.succeeded]).all() or not history.succeeded.any():
         return log_expected_improvement
-    from nearpeak.search.noisy_improvement import NoisyImprovement  # brings numba, which the base does without
+    from nearpeak.search.acquisitions.noisy_improvement import (
+        NoisyImprovement,  # brings numba, which the base does without
+    )
 
     return NoisyImprovement()
 

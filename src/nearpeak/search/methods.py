@@ -32,28 +32,42 @@ METHODS: Final[Mapping[str, Entry]] = {
     "default": Entry("default", "Default", "what suits the space, the evaluations and their cost"),
     "table-bayes": Entry("table_bayes", "TableBayes", "a GP over every configuration of a grid, expected improvement"),
     "bayes": Entry("bayesian", "Bayesian", "the reference loop: a GP and log expected improvement"),
-    "full-bayes": Entry("marginalized", "default_method", "the same, hyperparameters marginalized by MCMC"),
-    "thompson": Entry("thompson", "Thompson", "the minimum of a draw of the GP"),
-    "shotgun": Entry("shotgun", "Shotgun", "batches scattered about the minimum of the mean"),
-    "local-penalization": Entry("local_penalization", "LocalPenalization", "batches that keep apart"),
-    "aegis": Entry("asynchronous", "Aegis", "greedy, Thompson and Pareto picks for workers that never wait"),
-    "few-switches": Entry("few_switches", "FewSwitches", "stays on a configuration while evaluations are noisy"),
-    "sparse-batches": Entry("sparse", "BudgetedBatches", "GP-UCB on a Nystrom sketch, for thousands of evaluations"),
-    "kernel-evolution": Entry("kernel_evolution", "KernelEvolution", "a GP whose kernel evolves"),
-    "in-context": Entry("constrained_in_context", "ConstrainedInContext", "a transformer fitted to priors, no fit"),
+    "full-bayes": Entry("surrogates.marginalized", "default_method", "the same, hyperparameters marginalized by MCMC"),
+    "thompson": Entry("strategies.thompson", "Thompson", "the minimum of a draw of the GP"),
+    "shotgun": Entry("strategies.shotgun", "Shotgun", "batches scattered about the minimum of the mean"),
+    "local-penalization": Entry("strategies.local_penalization", "LocalPenalization", "batches that keep apart"),
+    "aegis": Entry("strategies.asynchronous", "Aegis", "greedy, Thompson and Pareto picks for workers that never wait"),
+    "few-switches": Entry(
+        "strategies.few_switches", "FewSwitches", "stays on a configuration while evaluations are noisy"
+    ),
+    "sparse-batches": Entry(
+        "surrogates.sparse", "BudgetedBatches", "GP-UCB on a Nystrom sketch, for thousands of evaluations"
+    ),
+    "kernel-evolution": Entry("surrogates.kernel_evolution", "KernelEvolution", "a GP whose kernel evolves"),
+    "in-context": Entry(
+        "strategies.constrained_in_context", "ConstrainedInContext", "a transformer fitted to priors, no fit"
+    ),
     "games": Entry(
-        "games", "CombinatorialGames", "equilibria of a bound, a player a parameter, for huge discrete spaces"
+        "strategies.games",
+        "CombinatorialGames",
+        "equilibria of a bound, a player a parameter, for huge discrete spaces",
     ),
-    "graphs": Entry("graphs", "GraphBayes", "a GP on labelled graphs; parameters `a_to_b` are edges"),
-    "regularized-evolution": Entry("graphs", "RegularizedEvolution", "the oldest of a population of graphs dies"),
-    "halving": Entry("successive_halving", "SuccessiveHalving", "stops bad trials early; a parameter is `epochs`"),
-    "freeze-thaw": Entry("freeze_thaw", "FreezeThaw", "pauses and resumes trials by their curves; likewise `epochs`"),
-    "genetic": Entry("populations", "Genetic", "a genetic algorithm, one child at a time"),
+    "graphs": Entry("strategies.graphs", "GraphBayes", "a GP on labelled graphs; parameters `a_to_b` are edges"),
+    "regularized-evolution": Entry(
+        "strategies.graphs", "RegularizedEvolution", "the oldest of a population of graphs dies"
+    ),
+    "halving": Entry(
+        "trials.successive_halving", "SuccessiveHalving", "stops bad trials early; a parameter is `epochs`"
+    ),
+    "freeze-thaw": Entry(
+        "trials.freeze_thaw", "FreezeThaw", "pauses and resumes trials by their curves; likewise `epochs`"
+    ),
+    "genetic": Entry("populations.steady_state", "Genetic", "a genetic algorithm, one child at a time"),
     "differential-evolution": Entry(
-        "populations", "DifferentialEvolution", "differential evolution, one child at a time"
+        "populations.steady_state", "DifferentialEvolution", "differential evolution, one child at a time"
     ),
-    "annealing": Entry("local_search", "Annealing", "simulated annealing"),
-    "local": Entry("local_search", "LocalSearch", "unseen neighbours of the best"),
+    "annealing": Entry("populations.local_search", "Annealing", "simulated annealing"),
+    "local": Entry("populations.local_search", "LocalSearch", "unseen neighbours of the best"),
     "random": Entry("random_search", "RandomSearch", "uniform, without repeats on a grid"),
 }
 
@@ -75,7 +89,7 @@ def method_named(name: str) -> Method:
 
 def _pair(surrogate: str, acquisition: str) -> Method:
     from nearpeak.search.reference import reference
-    from nearpeak.search.surrogates import SURROGATES
+    from nearpeak.search.surrogates.tournament import SURROGATES
 
     if surrogate not in SURROGATES:
         raise UnknownName("surrogate", surrogate, SURROGATES)

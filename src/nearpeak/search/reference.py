@@ -18,17 +18,17 @@ from typing import Final
 import numpy as np
 
 from nearpeak.errors import UnknownName, UsageError
-from nearpeak.search.acquisition import Acquisition, confidence_bound, log_expected_improvement
+from nearpeak.search.acquisitions.analytic import Acquisition, confidence_bound, log_expected_improvement
+from nearpeak.search.acquisitions.constrained import Constrained
+from nearpeak.search.acquisitions.entropy_search import MaxValueEntropy
+from nearpeak.search.acquisitions.knowledge_gradient import KnowledgeGradient
+from nearpeak.search.acquisitions.noisy_improvement import NoisyImprovement
 from nearpeak.search.bayesian import Bayesian, Preparation, Surrogate, gp_surrogate
-from nearpeak.search.constrained import Constrained
-from nearpeak.search.entropy_search import MaxValueEntropy
-from nearpeak.search.knowledge_gradient import KnowledgeGradient
 from nearpeak.search.loop import Method
-from nearpeak.search.multi_fidelity import Cost, MultiFidelity
-from nearpeak.search.noisy_improvement import NoisyImprovement
 from nearpeak.search.problems import PROBLEMS
 from nearpeak.search.random_search import RandomSearch
 from nearpeak.search.study import compare
+from nearpeak.search.trials.multi_fidelity import Cost, MultiFidelity
 from nearpeak.topic import Explanation, Option, Topic, names
 
 ACQUISITIONS: Final[dict[str, Acquisition | Preparation]] = {

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
-from nearpeak.search.acquisition import log_improvement
-from nearpeak.search.alignment import with_alignment
+from nearpeak.search.acquisitions.analytic import log_improvement
 from nearpeak.search.candidates import WHOLE_GRID, balanced, farthest
 from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
-from nearpeak.search.table_gp import Index, TableGP
-from nearpeak.search.targets import learnable
+from nearpeak.search.surrogates.alignment import with_alignment
+from nearpeak.search.surrogates.table_gp import Index, TableGP
+from nearpeak.search.surrogates.targets import learnable
 
 _LEAST_CHANCE: Final = 0.02
 """Of success, that a configuration is given at least: a model of failures may be wrong."""
@@ -117,7 +117,7 @@ class TableBayes:
                 features, groups = with_alignment(space, kept.table)
                 places = kept.places(seen[:n]).tolist()
                 kept.model.fit(features, groups, places, learnable(past, self.keep), self.iterations)
-                kept.due = n + max(3, n // 5)
+                kept.due = n + max(5, n // 5)
             kept.seen.append(rows[n - 1])
         return kept
 

@@ -1,0 +1,3 @@
+"""Searches by a population or a walk: evolution over one and several objectives, annealing, local search; dominance and
+hypervolume.
+"""
