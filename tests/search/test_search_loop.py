@@ -3,14 +3,19 @@
 import math
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nearpeak.errors import UsageError
 from nearpeak.search import Categorical, Float, Integer, Ordinal, Search, Space, minimize
+from nearpeak.search.default import Default
 from nearpeak.search.log import Outcome
 from nearpeak.search.loop import AllFailed, Stop
+from nearpeak.search.problems import PROBLEMS
+from nearpeak.search.random_search import RandomSearch
+from nearpeak.search.study import cube, trial
 
 GRID = Space({"a": Integer(0, 19), "b": Ordinal(tuple(range(0, 40, 2))), "c": Integer(0, 4)}, ("a + b <= 50",))
 METHODS = ("default", "table-bayes", "random", "genetic", "differential-evolution", "annealing", "local")
@@ -268,3 +273,17 @@ def test_what_a_hanging_evaluation_started_ends_with_it():
     with pytest.raises(AllFailed, match="longer than"):
         minimize(starts_a_child_and_hangs, GRID, 1, time_limit=0.5)
     assert subprocess.run(["pgrep", "-f", "sleep 31.4159"], capture_output=True, check=False).stdout == b""
+
+
+def test_exact_values_are_searched_as_values_of_unknown_noise():
+    problem = PROBLEMS["hartmann-3"]
+    history = trial(RandomSearch(), problem, 14, 0)
+    assert (history.variances == 0).all()
+    unknown = replace(history, variances=np.full(14, np.nan))
+    space = cube(problem.dimension)
+    exact, plain, noisy = (
+        Default().propose(space, h, 1, np.random.default_rng(0))
+        for h in (history, unknown, replace(history, variances=np.full(14, 0.1)))
+    )
+    assert (exact == plain).all()
+    assert (noisy != plain).any()

@@ -39,6 +39,7 @@ class Default:
 
     def propose(self, space: Space, history: History, count: int, rng: np.random.Generator) -> Floats:
         """The next points, ``[count, width]``."""
+        history = with_unknown_noise(history)
         method = self.chosen(space, history)
         return method.propose(space, failures_as_worst(history) if method is not self._table else history, count, rng)
 
@@ -60,6 +61,15 @@ def _gain(history: History) -> Acquisition | Preparation:
     )
 
     return NoisyImprovement()
+
+
+def with_unknown_noise(history: History) -> History:
+    """The history with unknown variances in place of zeros: a model that must pass through every value takes ripples
+    for trends, and one that may miss them by a little does not.
+    """
+    if history.variances[history.succeeded].any():
+        return history
+    return replace(history, variances=np.full(len(history), np.nan))
 
 
 def failures_as_worst(history: History) -> History:
