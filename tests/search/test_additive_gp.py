@@ -10,14 +10,9 @@ from nearpeak.search.space import Space
 from nearpeak.search.strategies.games import BitWidths
 from nearpeak.search.surrogates.additive import OwnAndJoint, additive_surrogate, log_posterior
 from nearpeak.search.surrogates.gp import standardised
-from nearpeak.search.surrogates.kernels import SHAPES, squared_distances
+from nearpeak.search.surrogates.kernels import SHAPES, squares_by_group
 
 MIXED = Space({**{f"bits{i}": Ordinal((2, 3, 4, 8)) for i in range(5)}, "kind": Categorical(("a", "b", "c"))})
-
-
-def _apart(space: Space, x: np.ndarray) -> np.ndarray:
-    parts = [x[:, space.groups == j] for j in range(space.groups.max() + 1)]
-    return np.array([squared_distances(part, part) for part in parts])
 
 
 def test_gradient_of_the_log_posterior() -> None:
@@ -25,9 +20,10 @@ def test_gradient_of_the_log_posterior() -> None:
     x = MIXED.encode(MIXED.sample(30, rng))
     y, _, _ = standardised(rng.standard_normal(30))
     theta = np.array([-0.5, 0.3, 1.0, -0.7, -4.0])
-    _, gradient = log_posterior(_apart(MIXED, x), y, theta)
+    apart = squares_by_group(x, MIXED.groups)
+    _, gradient = log_posterior(apart, y, theta)
     for i, step in enumerate(1e-5 * np.eye(5)):
-        up, down = (log_posterior(_apart(MIXED, x), y, theta + s)[0] for s in (step, -step))
+        up, down = (log_posterior(apart, y, theta + s)[0] for s in (step, -step))
         assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-4)
 
 
@@ -38,7 +34,7 @@ def test_the_kernel_is_the_sum_of_own_effects_and_a_joint_one() -> None:
     kernel = additive_surrogate(MIXED, History.of(points[:20], rng.standard_normal(20)), rng).kernel
     assert isinstance(kernel, OwnAndJoint)
     length, own, reach, joint = np.exp(kernel.theta)
-    apart, matern = _apart(MIXED, x), SHAPES["matern52"]
+    apart, matern = squares_by_group(x, MIXED.groups), SHAPES["matern52"]
     expected = own * matern(apart / length**2)[0].mean(axis=0) + joint * matern(apart.sum(axis=0) / reach**2)[0]
     assert kernel(x, x) == pytest.approx(expected, abs=1e-6)  # half of these were never evaluated
     assert kernel.diagonal(x) == pytest.approx(np.diag(expected))

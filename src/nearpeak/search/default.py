@@ -3,8 +3,8 @@
 - A space that can be listed: ``TableBayes``, a GP over the table.
 - Any other: Bayesian optimization, with a smooth kernel where all parameters are floats (squared exponential or
   Matern-5/2, by their evidence) and a rough one (Matern-3/2) where some are not; measured constraints weigh the
-  acquisition, and where evaluations come with their variance it is the noisy expected improvement. Failures count as
-  the worst value seen.
+  acquisition, and where evaluations come with a variance above 0 it is the noisy expected improvement. Failures count
+  as the worst value seen.
 - More than ``MANY`` evaluations: an evolutionary method, which chooses at once.
 """
 
@@ -56,9 +56,8 @@ class Default:
 def _gain(history: History) -> Acquisition | Preparation:
     if not np.isfinite(history.variances[history.succeeded]).all() or not history.succeeded.any():
         return log_expected_improvement
-    from nearpeak.search.acquisitions.noisy_improvement import (
-        NoisyImprovement,  # brings numba, which the base does without
-    )
+    # It brings numba, which the base does without.
+    from nearpeak.search.acquisitions.noisy_improvement import NoisyImprovement
 
     return NoisyImprovement()
 

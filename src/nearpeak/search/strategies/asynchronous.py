@@ -43,8 +43,6 @@ UNCONSTRAINED: Final = tuple(name for name, problem in PROBLEMS.items() if probl
 """Names of the test functions that topics run on."""
 _SAME: Final = 1e-3
 """Features nearer than this (in each) are the same choice."""
-
-
 ALONE: Final = 0.2
 """Probability of each way to explore while nothing else is being evaluated."""
 
@@ -54,8 +52,8 @@ class Aegis:
     """The method.
 
     Attributes:
-        epsilon: probability of each of the two ways to explore; None: ``1 / sqrt(max(d, 4))`` while others are being
-            evaluated, and at most ``ALONE`` while none is, where nothing keeps workers apart but itself.
+        epsilon: probability of each of the two ways to explore; None: ``1 / sqrt(max(d, 4))``, which also keeps workers
+            apart, and at most ``ALONE`` while nothing else is being evaluated.
         initial: evaluations before the first surrogate.
 
     Raises:

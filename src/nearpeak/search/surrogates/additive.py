@@ -24,7 +24,7 @@ from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
 from nearpeak.search.surrogates.gp import GP, JITTER, condition, log_likelihood, most_probable, standardised
-from nearpeak.search.surrogates.kernels import SHAPES, squared_distances
+from nearpeak.search.surrogates.kernels import SHAPES, squared_distances, squares_by_group
 
 _MODE: Final = np.array([np.log(0.5), 0.0, np.log(3.0), -1.0, -5.0])
 """Of the prior of log l, log own, log L, log joint and log noise, of standardised values."""
@@ -102,7 +102,7 @@ def additive_surrogate(space: Space, history: History, rng: np.random.Generator)
     """Beliefs from the evaluations that succeeded, with the most probable hyperparameters."""
     good, groups = history.succeeded, space.groups
     x, values = space.encode(history.points[good]), history.values[good]
-    apart = np.array([squared_distances(x[:, groups == j], x[:, groups == j]) for j in range(groups.max() + 1)])
+    apart = squares_by_group(x, groups)
     bounds = list(zip(_MODE - 4 * _SPREAD, _MODE + 4 * _SPREAD, strict=True))
     theta, _ = most_probable(partial(log_posterior, apart, standardised(values)[0]), [_MODE], bounds, maxiter=20)
     # A sample of the space holds every level of every parameter that a search will meet.

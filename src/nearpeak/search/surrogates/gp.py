@@ -20,7 +20,7 @@ from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 
 from nearpeak.search.parameters import Floats
-from nearpeak.search.surrogates.kernels import SHAPES, Kernel, Stationary
+from nearpeak.search.surrogates.kernels import SHAPES, Kernel, Stationary, squares_by_group
 
 Mean = Callable[[Floats], Floats]
 """A prior mean: of features ``[m, f]``, in the units of the observations, ``[m]``."""
@@ -206,10 +206,7 @@ class Hyperparameters:
     @cached_property
     def squares(self) -> Floats:
         """Squared distances in each group, ``[g, n, n]``."""
-        found = np.zeros((int(self.groups.max()) + 1, len(self.y), len(self.y)))
-        for j, g in enumerate(self.groups):
-            found[g] += (self.x[:, None, j] - self.x[None, :, j]) ** 2
-        return found
+        return squares_by_group(self.x, self.groups)
 
 
 def log_likelihood(covariance: Floats, y: Floats) -> tuple[float, Floats | None]:

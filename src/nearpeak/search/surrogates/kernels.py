@@ -90,3 +90,11 @@ def squared_distances(a: Floats, b: Floats) -> Floats:
     """Squared Euclidean distances ``[n, m]``, by one matrix product."""
     found = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
     return np.asarray(np.maximum(found, 0, out=found))
+
+
+def squares_by_group(x: Floats, groups: NDArray[np.intp]) -> Floats:
+    """Squared distances of features ``x [n, f]`` to each other in each of the ``groups [f]``, ``[g, n, n]``."""
+    found = np.zeros((int(groups.max()) + 1, len(x), len(x)))
+    for j, g in enumerate(groups):
+        found[g] += (x[:, None, j] - x[None, :, j]) ** 2
+    return found

@@ -36,7 +36,7 @@ from nearpeak.search.history import History
 from nearpeak.search.parameters import Floats
 from nearpeak.search.space import Space
 from nearpeak.search.surrogates.evidence import Density, log_density
-from nearpeak.search.surrogates.gp import GP, Hyperparameters, Posterior, condition, standardised
+from nearpeak.search.surrogates.gp import GP, Hyperparameters, Posterior, condition, most_probable, standardised
 from nearpeak.topic import Explanation, Option, Table, Topic
 
 Way = Literal["ml2", "laplace", "variational", "mcmc"]
@@ -216,17 +216,11 @@ def draw_thetas(
 
 
 def _mode(problem: Hyperparameters, density: Density) -> Floats:
-    low, high = np.transpose(problem.bounds)
-
-    def loss(theta: Floats) -> tuple[float, Floats]:
+    def log_posterior(theta: Floats) -> tuple[float, Floats]:
         values, gradients = density(theta[None])
-        return (-float(values[0]), -gradients[0]) if np.isfinite(values[0]) else (1e25, np.zeros(len(theta)))
+        return (float(values[0]), gradients[0]) if np.isfinite(values[0]) else (-1e25, np.zeros(len(theta)))
 
-    start = problem.start.clip(low, high)
-    found = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=problem.bounds, options={"maxiter": 50, "maxcor": 20}
-    )
-    return np.asarray(found.x)
+    return most_probable(log_posterior, [problem.start], problem.bounds, maxiter=50, maxcor=20)[0]
 
 
 def laplace_factor(density: Density, mode: Floats) -> Floats:
