@@ -198,9 +198,9 @@ def test_row_55_time():
 
 @pytest.mark.slow
 def test_row_55_regret():
-    """T = 1,000: regret within 15 % of exact GP-UCB's."""
+    """T = 1,000: regret within 15 % of exact GP-UCB's; a seed's is 26 to 70 by chance, so that it takes many."""
     sparse, exact = [], []
-    for seed in range(5):
+    for seed in range(24):
         table = table_of("hartmann-3", 10_000, seed)
         sparse.append(bbkb(*given(table, seed, 1000), seed=seed).regret(table.truth)[-1])
         exact.append(gp_ucb(*given(table, seed, 1000)).regret(table.truth)[-1])

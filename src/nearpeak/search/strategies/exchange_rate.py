@@ -78,7 +78,8 @@ class ExchangeRate:
 
     Attributes:
         worth: of halving the seconds of an evaluation, in units of the value. acquisition: of J.
-        value, seconds: the surrogates of the two parts. initial: evaluations before the first surrogate.
+        value, seconds: the surrogates of the two parts. initial: evaluations before the first
+            surrogate; None: twice the parameters and two.
 
     Raises:
         UsageError: the worth is negative or no number.
@@ -204,13 +205,13 @@ def search(
 def _explain(worth: float, trials: int, seed: int) -> Explanation:
     if trials < 2:
         raise UsageError(f"a search needs at least 2 trials, not {trials}")
-    data = example(seed)
+    data, first = example(seed), max(trials // 4, 2)
 
     def evaluate(point: Floats) -> tuple[float, float]:
         return train(point, data, seed)
 
-    joint = search(ExchangeRate(worth), NETWORKS, evaluate, trials, seed)
-    alone = search(Bayesian(RefittedGP()), NETWORKS, evaluate, trials, seed)
+    joint = search(ExchangeRate(worth, initial=first), NETWORKS, evaluate, trials, seed)
+    alone = search(Bayesian(RefittedGP(), initial=first), NETWORKS, evaluate, trials, seed)
     ours, theirs = pick(joint, worth), pick(alone, 0.0)
     share, lost = joint.costs[ours] / alone.costs[theirs], joint.values[ours] - alone.values[theirs]
     rows = [

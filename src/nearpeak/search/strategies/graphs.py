@@ -124,7 +124,7 @@ class GraphBayes:
     """
 
     initial: int = 10
-    pool: int = 200
+    pool: int = 500
     mutants: float = 0.8
     parents: int = 10
     surplus: int = 4

@@ -19,16 +19,20 @@ Density = Callable[[Floats], tuple[Floats, Floats]]
 _SHAPES: Final = {"rbf": 0, "matern12": 1, "matern32": 2, "matern52": 3}
 
 
-def log_density(problem: Hyperparameters) -> Density:
-    """``problem.log_posterior`` of rows of thetas; -inf where the covariance has no Cholesky factor."""
+def log_density(problem: Hyperparameters, prior: bool = True) -> Density:
+    """``problem.log_posterior`` of rows of thetas, or without the prior the log marginal likelihood; -inf where the
+    covariance has no Cholesky factor.
+    """
     squares = np.ascontiguousarray(problem.squares)
     noise = np.empty(0) if problem.noise is None else np.asarray(problem.noise, dtype=float)
     shape = _SHAPES[problem.shape]
 
     def density(thetas: Floats) -> tuple[Floats, Floats]:
         values, gradients = _log_evidence(np.ascontiguousarray(thetas), squares, problem.y, noise, shape)
-        prior, slope = problem.log_prior(thetas)
-        return values + prior, gradients + slope
+        if not prior:
+            return values, gradients
+        belief, slope = problem.log_prior(thetas)
+        return values + belief, gradients + slope
 
     return density
 

@@ -12,7 +12,7 @@ Kernel Search, ICML 2013.
 import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -153,6 +153,17 @@ BASES: Final = {
 """Squared exponential, Matern, rational quadratic, periodic, linear."""
 
 
+@cache
+def _prior(base: Base, inputs: int) -> tuple[Floats, Floats]:
+    """Modes and standard deviations of the hyperparameters of a base kernel."""
+    kind, wide = BASES[base.kind], inputs if base.at is None else 1
+    lengths = wide if kind.lengths else 0
+    location = np.log(0.5) + 0.5 * np.log(wide) + (0.7 if wide > 1 else 0.0)
+    if base.kind == "per":
+        location = 0.0
+    return np.append(np.full(lengths, location), kind.modes), np.append(np.full(lengths, 1.0), kind.spreads)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each hyperparameter of an expression is in one vector: for each product its log variance and those of its
@@ -165,19 +176,11 @@ class Layout:
     expression: Expression
     inputs: int
 
-    def _of(self, base: Base) -> tuple[Floats, Floats]:
-        kind, wide = BASES[base.kind], self.inputs if base.at is None else 1
-        lengths = wide if kind.lengths else 0
-        location = np.log(0.5) + 0.5 * np.log(wide) + (0.7 if wide > 1 else 0.0)
-        if base.kind == "per":
-            location = 0.0
-        return np.append(np.full(lengths, location), kind.modes), np.append(np.full(lengths, 1.0), kind.spreads)
-
     def count(self, base: Base) -> int:
         """Hyperparameters of a base kernel."""
-        return len(self._of(base)[0])
+        return len(_prior(base, self.inputs)[0])
 
-    @property
+    @cached_property
     def prior(self) -> tuple[Floats, Floats]:
         """Modes and standard deviations, ``[p]`` each."""
         modes, spreads = [], []
@@ -185,7 +188,7 @@ class Layout:
             modes.append([-np.log(len(self.expression))])
             spreads.append([1.5])
             for base in term:
-                mode, spread = self._of(base)
+                mode, spread = _prior(base, self.inputs)
                 modes.append(list(mode))
                 spreads.append(list(spread))
         return np.concatenate([*modes, [-5.0]]), np.concatenate([*spreads, [1.5]])
