@@ -36,7 +36,7 @@ def test_every_acquisition_beats_random_search_on_noisy_branin_and_hartmann_at_4
 
 @pytest.mark.slow
 def test_noisy_improvement_beats_improvement_where_noise_is_three_tenths_of_the_range():
-    study = compare(_methods("ei", "noisy-ei"), [BRANIN, HARTMANN], seeds=20, evaluations=40, noise=0.3)
+    study = compare(_methods("ei", "noisy-ei"), [BRANIN, HARTMANN], seeds=40, evaluations=40, noise=0.3)
     relative = study.final / np.median(study.final[0], axis=1)[:, None]
     assert relative[2].mean() < relative[1].mean(), study.table()
 

@@ -92,6 +92,7 @@ def test_hyperparameters_are_learnt_at_counts_that_grow():
     assert (np.diff(counts) >= 0).all()
     assert len(set(counts)) < 50
     assert max(counts) <= 256
+    assert [learning_count(n, 0.0, 9) for n in range(2, 12)] == [2, 3, 4, 5, 6, 7, 8, 9, 9, 9]
 
 
 def test_a_fresh_shotgun_proposes_the_same():

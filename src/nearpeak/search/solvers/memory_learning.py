@@ -209,7 +209,7 @@ TOPIC = Topic(
             "Bytes of tensors over bytes of fast memory of the random trace, for each 20 buffers.",
             3.0,
         ),
-        Option("games", int, "Games that the agent plays; the best counts.", 8),
+        Option("games", int, "Games that the agent plays; the best counts.", 32),
         Option("simulations", int, "Simulations of the tree search per move.", 64),
         Option("optimum", bool, "Solve the integer program too (small traces).", False),
         Option("seed", int, "Of the trace, the network and the games.", 0),

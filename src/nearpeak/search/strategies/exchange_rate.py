@@ -8,6 +8,8 @@ Both parts are measured in every evaluation, and both are functions with a chara
 sizes almost without noise, the value does not. So each has its own Gaussian process, of the value and of log2 seconds;
 their sum is normal too, with mean ``m_v + w m_t`` and variance ``s_v^2 + w^2 s_t^2``, and expected improvement of J is
 in closed form. By the logarithm the rate means the same for a minute and for a day. ``w = 0`` asks for quality alone.
+Every other evaluation does: whatever is quick and learns nothing is a local optimum of J, and a search that pays for
+seconds from its first step on stays there; what makes models good has to be found first.
 
 Histories and logs hold the value and the seconds of every trial, never J: the rate can change afterwards (``pick``).
 
@@ -104,22 +106,23 @@ class ExchangeRate:
         first = opening(space, history, count, rng, self.initial)
         if first is not None:
             return first
-        posterior = self.posterior(space, history, rng)
-        known = replace(history, values=exchanged(history, self.worth))
+        posterior, begun = self.posterior(space, history, rng), len(history) + len(history.pending)
         if len(history.pending):
             posterior = posterior.believing(space.encode(history.pending))
-        for _ in range(count):
-            best = incumbent(space, known, posterior)
-            acquisition = prepared(self.acquisition, space, known, posterior, rng)
+        for turn in range(begun, begun + count):
+            believed = replace(posterior, worth=self.worth if turn % 2 else 0.0)
+            known = replace(history, values=exchanged(history, believed.worth))
+            best = incumbent(space, known, believed)
+            acquisition = prepared(self.acquisition, space, known, believed, rng)
 
             def score(
-                x: Floats, posterior: Exchanged = posterior, best: float = best, acquisition: Acquisition = acquisition
+                x: Floats, believed: Exchanged = believed, best: float = best, acquisition: Acquisition = acquisition
             ) -> Floats:
-                return acquisition(posterior, x, best)
+                return acquisition(believed, x, best)
 
             point = maximize(space, score, known, rng)[None]
-            posterior, known = posterior.believing(space.encode(point)), known.waiting_for(point)
-        return known.pending[-count:]
+            posterior, history = posterior.believing(space.encode(point)), history.waiting_for(point)
+        return history.pending[-count:]
 
     def posterior(self, space: Space, history: History, rng: np.random.Generator) -> Exchanged:
         """Beliefs about J from the evaluations that succeeded."""

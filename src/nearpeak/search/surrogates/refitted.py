@@ -23,7 +23,7 @@ GPSurrogate = Callable[[Space, History, np.random.Generator], GP]
 def learning_count(seen: int, growth: float, most: int) -> int:
     """How many of the first ``seen`` evaluations hyperparameters are learnt from: the last of 4, 4 (1 + growth), ..."""
     count = min(seen, 4)
-    while (following := int(np.ceil(count * (1 + growth)))) <= min(seen, most):
+    while (following := max(int(np.ceil(count * (1 + growth))), count + 1)) <= min(seen, most):
         count = following
     return count
 
