@@ -165,7 +165,7 @@ def test_topic_names_a_winner() -> None:
 @pytest.mark.slow
 def test_surrogates_win_on_different_problems() -> None:
     """The row's check: two winners at least, NNGP below RBF in 50 dimensions, all five below random search."""
-    studies = {name: on_problem(problem, 1_000, 35, 10) for name, problem in ARENA.items()}
+    studies = {name: on_problem(problem, 1_000, 50, 10) for name, problem in ARENA.items()}
     winners = {s.methods[int(np.argmin(s.final[:, 0].mean(axis=1)))] for s in studies.values()}
     assert len(winners) >= 2
     mean = {name: dict(zip(s.methods, s.final[:, 0].mean(axis=1), strict=True)) for name, s in studies.items()}
