@@ -31,6 +31,8 @@ _BEST: Final = 8
 _SMALL: Final = 1_000
 """Grids up to this size are searched with a few dozen evaluations, too few to find what is best between corners."""
 _REACH: Final = 64
+_STEPS: Final = np.linspace(-40.0, 10.0, 501)
+_GAINS: Final = log_improvement(_STEPS)
 
 
 @dataclass
@@ -95,8 +97,7 @@ class TableBayes:
                 model.add(int(place))
             for more in reversed(range(min(count, int(open_.sum())))):
                 mean, sd = model.predict(targets)
-                gain = 0.0 if best is None else log_improvement((best - mean) / sd) + np.log(sd)
-                chosen.append(int(np.argmax(np.where(open_, gain + chance, -np.inf))))
+                chosen.append(_most_promising(mean, sd, best, chance, np.flatnonzero(open_)))
                 if more:
                     open_[chosen[-1]] = False
                     targets = np.append(targets, mean[chosen[-1]])
@@ -113,10 +114,9 @@ class TableBayes:
             if len(place) and n < kept.due:
                 kept.model.add(int(place[0]))
             elif n >= self.initial and (past := history.until(n)).succeeded.sum() >= 2:
-                kept.table = self._table(space, past, seen[:n])
-                features, groups = with_alignment(space, kept.table)
+                kept.hold(self._table(space, past, seen[:n]))
                 places = kept.places(seen[:n]).tolist()
-                kept.model.fit(features, groups, places, learnable(past, self.keep), self.iterations)
+                kept.model.fit(kept.features, kept.groups, places, learnable(past, self.keep), self.iterations)
                 kept.due = n + max(5, n // 5)
             kept.seen.append(rows[n - 1])
         return kept
@@ -131,6 +131,25 @@ class TableBayes:
         best = seen[history.ranking[:_BEST]]
         near = [space.grid.neighbours(int(i), _REACH) for i in best]
         return np.unique(np.concatenate([sample, seen, *near]))
+
+
+def _most_promising(mean: Floats, sd: Floats, best: float | None, chance: Floats, rows: Index) -> int:
+    """The one of ``rows`` with the largest log expected improvement plus log chance, ``best`` None: largest chance.
+
+    Expected improvement grows with ``z = (best - mean) / sd`` and with sd. So a row that not even the largest sd would
+    lift over the row of largest z is not asked: of ten thousand a few hundred are.
+    """
+    chance = np.broadcast_to(chance, mean.shape)
+    if best is None:
+        return int(rows[np.argmax(chance[rows])])
+    z = (best - mean[rows]) / sd[rows]
+    ahead = int(np.argmax(z))
+    reached = log_improvement(z[[ahead]])[0] + np.log(sd[rows[ahead]]) + chance[rows[ahead]]
+    needed = int(np.searchsorted(_GAINS, reached - np.log(sd[rows].max()) - chance.max())) - 1
+    if needed >= 0:
+        asked = z >= _STEPS[needed]
+        rows, z = rows[asked], z[asked]
+    return int(rows[np.argmax(log_improvement(z) + np.log(sd[rows]) + chance[rows])])
 
 
 def _log_chance(model: TableGP, history: History) -> Floats:
@@ -151,15 +170,23 @@ def _log_chance(model: TableGP, history: History) -> Floats:
 
 @dataclass
 class _Kept:
-    """A model of a space, the number of evaluations at which it is fitted next, the rows of the grid that it holds,
-    and those that it knows.
+    """A model of a space, the number of evaluations at which it is fitted next, the rows of the grid that it holds
+    with their features and the groups of these, and the rows that it knows.
     """
 
     space: Space
     model: TableGP
     due: int
     table: Index = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    features: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    groups: Index = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     seen: list[int] = field(default_factory=list)
+
+    def hold(self, table: Index) -> None:
+        """Model these rows of the grid."""
+        if not np.array_equal(table, self.table):
+            self.table = table
+            self.features, self.groups = with_alignment(self.space, table)
 
     def places(self, rows: Index) -> Index:
         """Where rows of the grid stand in the table; those that are not in it are left out."""
