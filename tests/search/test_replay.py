@@ -5,8 +5,9 @@ import pytest
 
 from nearpeak.errors import UsageError
 from nearpeak.search import Ordinal, Space
+from nearpeak.search.acquisitions.analytic import log_improvement
 from nearpeak.search.replay import Table, performance_score, random_expectation, read_table, replay
-from nearpeak.search.table_bayes import TableBayes
+from nearpeak.search.table_bayes import TableBayes, _most_promising
 
 
 def synthetic(seed=0, sizes=(8, 9, 10, 4)):
@@ -115,3 +116,16 @@ def test_a_table_too_large_to_model_whole_is_searched_nearly_as_well():
 def test_the_default_is_ahead_of_random_search_on_measured_kernels(measurements, kernel):
     table = read_table(measurements / "kernels" / f"{kernel}.parquet")
     assert performance_score(table, [replay(table, 100, s) for s in range(3)]) > 0.4
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_most_promising_row_is_that_of_the_whole_table(seed):
+    """Rows that cannot win are left out of the sum: the choice is the same, ties and hopeless cases included."""
+    rng = np.random.default_rng(seed)
+    mean, sd = rng.normal(0, 1, 2_000), np.exp(rng.normal(-1, rng.uniform(0, 2), 2_000))
+    chance = np.log(rng.uniform(0.02, 1, 2_000)) if seed % 3 else np.asarray(0.0)
+    best, rows = float(rng.normal(-2, 20 if seed % 2 else 1)), rng.permutation(2_000)[:1_500]
+    scores = log_improvement((best - mean) / sd) + np.log(sd) + chance
+    assert scores[_most_promising(mean, sd, best, chance, rows)] == scores[rows].max()
+    if seed % 3:
+        assert chance[_most_promising(mean, sd, None, chance, rows)] == chance[rows].max()

@@ -33,6 +33,7 @@ _SMALL: Final = 1_000
 _REACH: Final = 64
 _STEPS: Final = np.linspace(-40.0, 10.0, 501)
 _GAINS: Final = log_improvement(_STEPS)
+"""Log expected improvement in units of sd at these z: what z it takes to gain as much."""
 
 
 @dataclass
