@@ -67,6 +67,7 @@ def test_row_3():
         found.append(_picks((NETWORKS, lambda point, data=data: train(point, data)), 30, seed, initial=8))
     found = np.array(found)
     print(found)
+    assert np.median(found[:, 1] / found[:, 3]) <= 0.5
     assert found[:, 1].sum() <= 0.5 * found[:, 3].sum()
     assert (found[:, 0] - found[:, 2]).mean() <= 0.01
 

@@ -74,7 +74,7 @@ def best_so_far(problem: Problem, history: History) -> Floats:
 
 
 def recommended(problem: Problem, history: History) -> float:
-    """True regret of the configuration with the least mean of an ML-II GP.
+    """True regret of the configuration with the least mean of a GP of most probable hyperparameters.
 
     Anywhere; of the feasible evaluated ones where there are constraints, infinite without one.
     """

@@ -1,4 +1,4 @@
-"""Exact Gaussian processes: the posterior, and the hyperparameters that the data say (ML-II).
+"""Exact Gaussian processes: the posterior, and the hyperparameters that are most probable given the data (MAP).
 
 Observations are standardised inside; everything that comes out is in their units. The log posterior of the
 hyperparameters has log-normal priors: length scales about ``exp(sqrt 2) * sqrt(d)`` (Hvarfner, Hellsten, Nardi:
@@ -29,7 +29,7 @@ JITTER: Final = 1e-8
 WIDE: Final = (np.sqrt(2.0), np.sqrt(3.0))
 """Location and spread of the prior of log length scales, less log(d)/2: the published one."""
 WIDE_MODE: Final = (WIDE[0] - WIDE[1] ** 2, WIDE[1])
-"""The same as a density over length scales and not over their logarithms: its mode is what ML-II seeks."""
+"""The same as a density over length scales and not over their logarithms: its mode is what ``fit`` seeks."""
 _NOISE_LOCATION: Final = -4.0
 _NOISE_SPREAD: Final = 1.0
 _NOISE_FLOOR: Final = 1e-6
@@ -257,7 +257,7 @@ def fit(
     rng: np.random.Generator | None = None,
     iterations: int = 50,
 ) -> GP:
-    """A GP whose hyperparameters have the largest posterior (ML-II with priors), by L-BFGS on exact gradients.
+    """A GP whose hyperparameters have the largest posterior (MAP), by L-BFGS on exact gradients.
 
     Args:
         x: features in the unit cube, ``[n, f]``. y: values, ``[n]``, all finite. shape: of ``kernels.SHAPES``.

@@ -224,11 +224,11 @@ def draw_thetas(
 
 
 def _mode(problem: Hyperparameters, density: Density, starts: Iterable[Floats]) -> Floats:
-    def log_posterior(theta: Floats) -> tuple[float, Floats]:
+    def of_one(theta: Floats) -> tuple[float, Floats]:
         values, gradients = density(theta[None])
         return (float(values[0]), gradients[0]) if np.isfinite(values[0]) else (-1e25, np.zeros(len(theta)))
 
-    return most_probable(log_posterior, starts, problem.bounds, maxiter=50, maxcor=20)[0]
+    return most_probable(of_one, starts, problem.bounds, maxiter=50, maxcor=20)[0]
 
 
 def laplace_factor(density: Density, mode: Floats) -> Floats:

@@ -123,7 +123,7 @@ def default_mean(parameters: int) -> str:
 
 @dataclass(frozen=True)
 class MeanGP:
-    """A surrogate: an ML-II ARD GP about a prior mean that is made anew of the observations at each step.
+    """A surrogate: an ARD GP of most probable hyperparameters about a prior mean made anew at each step.
 
     Attributes:
         mean: of ``MEANS``; None: ``default_mean`` of the number of parameters. shape: of the kernel.
